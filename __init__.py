@@ -1,0 +1,1 @@
+"""ComfyUI's entry; harmless when imported elsewhere."""

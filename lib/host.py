@@ -1,0 +1,129 @@
+"""What the core asks of the program that holds the model.
+
+A host gives its loaded model as it is. It never loads or copies it for us, and `training()` puts back whatever was
+changed, in every case. Shapes: pictures (B, 3, H, W) in [-1, 1]; latents (B, C, h, w), scaled as the denoiser sees them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+# Each value is (B, ...): "text" (B, tokens, width) and whatever else the family's denoiser needs.
+Conditioning = dict[str, Tensor]
+
+
+class Denoiser(Protocol):
+    """The host's own model behind one face."""
+
+    def __call__(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        """The prediction, (B, C, h, w). t (B,): whole numbers 0..999 for diffusion, u in (0, 1) for flow."""
+        ...
+
+
+class TextEncoder(Protocol):
+    """Tokenizer and text encoders together."""
+
+    @property
+    def key(self) -> str:
+        """Changes when the same caption would be encoded differently (weights, CLIP skip, chunks); keys the text cache."""
+        ...
+
+    def encode(self, captions: Sequence[str]) -> Conditioning:
+        """Encode literally, padded to the longest of the batch in chunks. Differentiable where gradients are enabled."""
+        ...
+
+    def num_tokens(self, caption: str) -> int:
+        """Tokens of the caption, start and end tokens not counted."""
+        ...
+
+
+class Autoencoder(Protocol):
+    """Pictures to scaled latents and back."""
+
+    scale_px: int  # picture pixels per latent pixel
+
+    @property
+    def key(self) -> str:
+        """Changes when the same picture would be encoded differently; keys the latent cache."""
+        ...
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, C, h, w) float32: the mean of the posterior, so that it can be cached."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, 3, H, W) in [-1, 1]."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRequest:
+    """One picture to sample. `seed` seeds the initial noise, drawn on the CPU so that it is the same everywhere."""
+
+    prompt: str
+    negative_prompt: str = ""
+    steps: int = 20
+    guidance: float = 7.0
+    seed: int = 1
+    width: int = 512
+    height: int = 512
+
+
+class Sampler(Protocol):
+    """The host's own sampler on the model as it stands, network attached."""
+
+    def __call__(self, request: SampleRequest) -> Image.Image: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What a host shows of a run, once per step."""
+
+    step: int
+    num_steps: int
+    loss: float | None  # smoothed; None until the first records are fetched
+    rate: float
+    seconds_per_step: float
+    seconds_left: float
+    memory_mb: float
+    note: str = ""
+
+
+class Host(Protocol):
+    """The program that holds the model."""
+
+    name: str
+    family: str  # a key of the SPELLINGS registry: "sd1", "sd2", ...
+    device: torch.device
+    compute_dtype: torch.dtype  # that of the loaded model; `loop.compute_dtype` other than auto is refused if it cannot be served
+    prediction: str  # "epsilon", "v", "x0" or "flow", asked of the model, not looked up by family
+    alphas_cumprod: Tensor | None  # (T,) float32, on the CPU; None for flow models
+    parts: dict[str, nn.Module]  # part -> module where trainables attach: "unet", "te" (or "te1", "te2")
+    denoiser: Denoiser
+    text: TextEncoder
+    autoencoder: Autoencoder
+    sampler: Sampler
+    model_info: dict[str, str]  # file name, hash, CLIP skip and the like: information for run.json and metadata
+
+    def weight_of(self, layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of a frozen layer as they are now. Called in each forward and each backward; nothing may be kept."""
+        ...
+
+    def training(self, compute_dtype: torch.dtype, block_checkpointing: bool) -> AbstractContextManager[None]:
+        """Ready the loaded model for training and put everything back, whatever happens inside."""
+        ...
+
+    def progress(self, progress: Progress) -> None:
+        """Show where the run is."""
+        ...
+
+    def stop_requested(self) -> bool:
+        """Whether the user asked to stop. Asked before each step."""
+        ...
