@@ -12,6 +12,7 @@ A file imports its own layer and below; tests/test_layers.py reads the imports a
         draws.py         the noise and the t of a sample, keyed by (seed, id, visit)
         objective.py     target and per-sample loss
         frozen.py        autograd through frozen layers without keeping or copying their weights
+        recompute.py     gradient checkpointing by blocks
         optimizers.py    names -> optimizers, state by file name
         lr_schedule/     the schedule grammar and its curves; a pure function step -> rate
         trainables/      what can be trained, one algorithm a file

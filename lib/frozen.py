@@ -1,0 +1,219 @@
+"""Autograd through frozen layers without keeping or copying their weights.
+
+A host's weights may have been made under inference mode, may live in a buffer that is reused after each layer, or may
+be stored in a narrower type. So the weight is asked of the host at each forward and again at each backward
+(`weight_of(layer) -> (weight, bias)`), used at once, and never saved by autograd. What autograd does keep of a layer
+with a low-rank branch is its input and the rank-r product; of a layer without one, nothing.
+
+The branch computes y + scale * (x @ down.T) @ up.T (Hu et al. 2021, arXiv:2106.09685). This file knows no algorithm
+beyond that product. There is no autocast: the type of the input decides the type of the arithmetic, and what is trained
+stays float32 and receives float32 gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+WeightOf = Callable[[nn.Module], "tuple[Tensor, Tensor | None]"]
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A low-rank branch beside a frozen layer.
+
+    down: (rank, in) for a Linear, (rank, in, kh, kw) for a convolution with the layer's own stride and padding.
+    up: (out, rank), or (out, rank, 1, 1). Both float32. `mask(product)` gives the dropout mask of the rank-r product,
+    of its shape or one that expands to it, or None; it must give the same mask when a block is recomputed.
+    """
+
+    down: Tensor
+    up: Tensor
+    scale: float
+    mask: Callable[[Tensor], Tensor | None] | None = None
+
+
+BranchOf = Callable[[nn.Module], "Branch | None"]
+
+
+def _as(tensor: Tensor, like: Tensor) -> Tensor:
+    return tensor if tensor.dtype == like.dtype else tensor.to(like.dtype)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, down: Tensor | None, up: Tensor | None, layer: nn.Module, weight_of: WeightOf, branch: Branch | None) -> Tensor:
+        weight, bias = weight_of(layer)
+        rows = x.reshape(-1, x.shape[-1])
+        y = F.linear(rows, _as(weight, x), None if bias is None else _as(bias, x))
+        ctx.layer, ctx.weight_of, ctx.branch, ctx.shape = layer, weight_of, branch, x.shape
+        if branch is None or down is None or up is None:
+            ctx.save_for_backward()
+            return y.view(*x.shape[:-1], -1)
+        h = rows.mm(_as(down, x).t())
+        mask = None if branch.mask is None else branch.mask(h.view(*x.shape[:-1], -1))
+        if mask is not None:
+            mask = mask.expand(*x.shape[:-1], -1).reshape(h.shape)
+            h = h * mask
+        y.addmm_(h, _as(up, x).t(), alpha=branch.scale)
+        ctx.save_for_backward(rows, h, down, up, mask)
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows_grad = grad.reshape(-1, grad.shape[-1])
+        grad_x = grad_down = grad_up = None
+        if ctx.branch is None:
+            weight, _ = ctx.weight_of(ctx.layer)
+            return rows_grad.mm(_as(weight, grad)).view(ctx.shape), None, None, None, None, None
+        rows, h, down, up, mask = ctx.saved_tensors
+        product = rows_grad.mm(_as(up, grad)).mul_(ctx.branch.scale)
+        if mask is not None:
+            product.mul_(mask)
+        if ctx.needs_input_grad[2]:
+            grad_up = rows_grad.t().mm(h).to(up.dtype).mul_(ctx.branch.scale)
+        if ctx.needs_input_grad[1]:
+            grad_down = product.t().mm(rows).to(down.dtype)
+        if ctx.needs_input_grad[0]:
+            weight, _ = ctx.weight_of(ctx.layer)
+            grad_x = rows_grad.mm(_as(weight, grad)).addmm_(product, _as(down, grad)).view(ctx.shape)
+        return grad_x, grad_down, grad_up, None, None, None
+
+
+def _backward_of_convolution(grad: Tensor, x: Tensor, weight: Tensor, geometry: tuple, wanted: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients to the input and to the weight, each where wanted; `geometry` is (stride, padding, dilation, groups)."""
+    stride, padding, dilation, groups = geometry
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, stride, padding, dilation, False, [0, 0], groups, [wanted[0], wanted[1], False]
+    )
+    return grad_x, grad_weight
+
+
+class _Conv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, down: Tensor | None, up: Tensor | None, layer: nn.Module, weight_of: WeightOf, branch: Branch | None, geometry: tuple) -> Tensor:
+        stride, padding, dilation, groups = geometry
+        weight, bias = weight_of(layer)
+        y = F.conv2d(x, _as(weight, x), None if bias is None else _as(bias, x), stride, padding, dilation, groups)
+        ctx.layer, ctx.weight_of, ctx.branch, ctx.geometry, ctx.shape = layer, weight_of, branch, geometry, x.shape
+        if branch is None or down is None or up is None:
+            ctx.save_for_backward()
+            return y
+        h = F.conv2d(x, _as(down, x), None, stride, padding, dilation)
+        mask = None if branch.mask is None else branch.mask(h)
+        if mask is not None:
+            h = h * mask
+        y.add_(F.conv2d(h, _as(up, x)), alpha=branch.scale)
+        ctx.save_for_backward(x, h, down, up, mask)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad_x = grad_down = grad_up = None
+        if ctx.branch is None:
+            weight, _ = ctx.weight_of(ctx.layer)
+            # the backward to the input needs the input's shape only; an expanded scalar has that without memory
+            shaped = grad.new_empty(1).expand(ctx.shape)
+            grad_x, _ = _backward_of_convolution(grad, shaped, _as(weight, grad), ctx.geometry, (True, False))
+            return grad_x, None, None, None, None, None, None
+        x, h, down, up, mask = ctx.saved_tensors
+        pointwise = ([1, 1], [0, 0], [1, 1], 1)
+        product, grad_up = _backward_of_convolution(grad, h, _as(up, grad), pointwise, (True, ctx.needs_input_grad[2]))
+        assert product is not None
+        product = product.mul_(ctx.branch.scale)
+        if mask is not None:
+            product = product * mask
+        if grad_up is not None:
+            grad_up = grad_up.to(up.dtype).mul_(ctx.branch.scale)
+        to_input, to_down = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        stride, padding, dilation, _ = ctx.geometry
+        grad_x, grad_down = _backward_of_convolution(
+            product, x, _as(down, grad), (stride, padding, dilation, 1), (to_input, to_down)
+        )
+        if to_input:
+            weight, _ = ctx.weight_of(ctx.layer)
+            grad_base, _ = _backward_of_convolution(grad, x, _as(weight, grad), ctx.geometry, (True, False))
+            assert grad_x is not None and grad_base is not None
+            grad_x = grad_base.add_(grad_x)
+        grad_down = None if grad_down is None else grad_down.to(down.dtype)
+        return grad_x, grad_down, grad_up, None, None, None, None
+
+
+def linear(x: Tensor, layer: nn.Module, weight_of: WeightOf, branch: Branch | None = None) -> Tensor:
+    """A frozen Linear, with its branch if there is one: (..., in) -> (..., out), a fresh tensor of x's type."""
+    down, up = (None, None) if branch is None else (branch.down, branch.up)
+    if branch is not None and down is not None and down.ndim == 4:
+        raise ValueError(f"a Linear takes a (rank, in) branch, got {tuple(branch.down.shape)}")
+    return _Linear.apply(x, down, up, layer, weight_of, branch)
+
+
+def conv2d(x: Tensor, layer: nn.Conv2d, weight_of: WeightOf, branch: Branch | None = None) -> Tensor:
+    """A frozen convolution, with its branch if there is one: (B, in, H, W) -> (B, out, H', W'), of x's type."""
+    if branch is not None and layer.groups != 1:
+        raise ValueError(f"a branch on a grouped convolution is not supported, got groups={layer.groups}")
+    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        # outside the function autograd knows how to undo a padding, and the function needs no case for each mode
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+        padding = [0, 0]
+    else:
+        padding = list(layer.padding)
+    geometry = (list(layer.stride), padding, list(layer.dilation), layer.groups)
+    down, up = (None, None) if branch is None else (branch.down, branch.up)
+    return _Conv2d.apply(x, down, up, layer, weight_of, branch, geometry)
+
+
+def _norm_weights(layer: nn.Module, x: Tensor, weight_of: WeightOf) -> tuple[Tensor | None, Tensor | None]:
+    if getattr(layer, "weight", None) is None:
+        return None, None
+    weight, bias = weight_of(layer)
+    # autograd saves a norm's weight: a vector, so a copy is cheap, and an inference tensor or a reused buffer cannot be saved
+    return weight.detach().to(x.dtype, copy=True), None if bias is None else bias.detach().to(x.dtype, copy=True)
+
+
+def _forward_of(layer: nn.Module, weight_of: WeightOf, branch_of: BranchOf) -> Callable[[Tensor], Tensor] | None:
+    if isinstance(layer, nn.Linear):
+        return lambda x: linear(x, layer, weight_of, branch_of(layer))
+    if isinstance(layer, nn.Conv2d):
+        return lambda x: conv2d(x, layer, weight_of, branch_of(layer))
+    if isinstance(layer, nn.LayerNorm):
+        return lambda x: F.layer_norm(x, layer.normalized_shape, *_norm_weights(layer, x, weight_of), layer.eps)
+    if isinstance(layer, nn.GroupNorm):
+        return lambda x: F.group_norm(x, layer.num_groups, *_norm_weights(layer, x, weight_of), layer.eps)
+    return None
+
+
+def plain_weight(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """`weight_of` for weights that lie in the layer itself."""
+    return layer.weight, getattr(layer, "bias", None)  # type: ignore[return-value]
+
+
+@contextmanager
+def attached(roots: Iterable[nn.Module], weight_of: WeightOf = plain_weight, branch_of: BranchOf = lambda layer: None) -> Iterator[None]:
+    """Run the frozen layers below `roots` through this file, with the branch that `branch_of(layer)` gives at each call.
+
+    Only the instances' `forward` is replaced, and put back in every case; weights and modules are not touched.
+    """
+    replaced: list[tuple[nn.Module, Any]] = []
+    try:
+        for layer in {id(m): m for root in roots for m in root.modules()}.values():
+            forward = _forward_of(layer, weight_of, branch_of)
+            if forward is not None:
+                replaced.append((layer, layer.__dict__.get("forward")))
+                layer.forward = forward  # type: ignore[method-assign]
+        yield
+    finally:
+        for layer, forward in reversed(replaced):
+            if forward is None:
+                del layer.forward
+            else:
+                layer.forward = forward

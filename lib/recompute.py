@@ -1,0 +1,40 @@
+"""Gradient checkpointing by blocks: keep a block's input, compute its inside again in the backward pass.
+
+Chen et al. 2016, arXiv:1604.06174. Non-reentrant, so that it works where neither the inputs nor the block's own weights
+ask for gradients, which is the rule with frozen models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+@contextmanager
+def recomputed(blocks: Iterable[nn.Module]) -> Iterator[None]:
+    """Checkpoint each of `blocks` inside; their `forward` is put back in every case."""
+    replaced: list[tuple[nn.Module, Any]] = []
+    try:
+        for block in blocks:
+            inner = block.forward
+
+            def forward(*args: Any, _inner: Any = inner, **kwargs: Any) -> Any:
+                if not torch.is_grad_enabled():
+                    return _inner(*args, **kwargs)
+                # nothing in a block draws random numbers here: dropout masks are keyed, not drawn
+                return checkpoint(_inner, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+            replaced.append((block, block.__dict__.get("forward")))
+            block.forward = forward  # type: ignore[method-assign]
+        yield
+    finally:
+        for block, forward in reversed(replaced):
+            if forward is None:
+                del block.forward
+            else:
+                block.forward = forward
