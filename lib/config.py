@@ -108,7 +108,7 @@ class LayerRule:
 
     layers: str = setting("*", "glob on layer names as they stand in the file, such as lora_unet_up_blocks_*")
     rank: int | None = setting(None, "rank of these layers; 0 leaves them out", min=0, max=1024)
-    rate: str | None = setting(None, "learning-rate schedule of these layers")
+    rate: str | None = setting(None, "learning-rate schedule of these layers", kind="schedule")
 
 
 @dataclass(frozen=True, kw_only=True)
