@@ -59,9 +59,6 @@ class DataConfig:
     tag_dropout: float = setting(0.0, "chance that a tag is left out at a visit", min=0.0, max=1.0)
     caption_dropout: float = setting(0.0, "chance that the whole caption is left out at a visit", min=0.0, max=1.0)
     caption_from_name: bool = setting(False, "use the file name as caption where there is no caption file")
-    weighted_captions: bool = setting(
-        False, "read (text:1.2) in captions as emphasis; off means that captions are encoded literally", advanced=True
-    )
     max_token_chunks: int = setting(
         3, "longest caption in chunks of 75 tokens; longer ones are cut, and that is said", min=1, max=16, advanced=True
     )
@@ -79,7 +76,7 @@ class ObjectiveConfig:
         "model", "what the model predicts; model: asked of the loaded model", choices=("model", "epsilon", "v", "x0", "flow")
     )
     zero_terminal_snr: bool = setting(
-        False, "rescale the noise schedule to pure noise at the last step (Lin et al. 2023)", families=("sd",)
+        False, "rescale the noise schedule to pure noise at the last step (Lin et al. 2023)", families=("sd1", "sd2", "sdxl")
     )
     timesteps: str = setting("uniform", "distribution of t in training", choices=("uniform", "logit_normal"))
     logit_mean: float = setting(0.0, "mean of the logit-normal distribution", min=-10.0, max=10.0, advanced=True)
@@ -91,9 +88,9 @@ class ObjectiveConfig:
     )
     strata: int = setting(16, "parts of the range of t that a stratified walk visits once each", min=1, max=1000, advanced=True)
     weighting: str = setting(
-        "none", "loss weight over t", choices=("none", "min_snr", "debiased"), families=("sd",)
+        "none", "loss weight over t", choices=("none", "min_snr", "debiased"), families=("sd1", "sd2", "sdxl")
     )
-    min_snr_gamma: float = setting(5.0, "gamma of min-SNR", min=0.01, max=100.0, families=("sd",))
+    min_snr_gamma: float = setting(5.0, "gamma of min-SNR", min=0.01, max=100.0, families=("sd1", "sd2", "sdxl"))
     loss: str = setting("mse", "distance of prediction and target", choices=("mse", "l1", "huber", "smooth_l1"))
     huber_delta: float = setting(0.1, "where huber and smooth_l1 turn from square to line", min=1e-4, max=100.0, advanced=True)
     noise_offset: float = setting(0.0, "per-channel shift of the noise (0.05 to 0.1 is usual)", min=0.0, max=1.0)

@@ -1,0 +1,33 @@
+"""Memory: how much is used, and whether an error means that it ran out."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+
+class OutOfMemoryError(RuntimeError):
+    """The run stopped because memory ran out; the message says what was saved and what to change."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` is torch or Python running out of memory, on any device."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    # the CPU allocator raises a plain RuntimeError
+    return isinstance(error, RuntimeError) and any(
+        text in str(error).lower() for text in ("not enough memory", "can't allocate memory", "out of memory")
+    )
+
+
+def peak_mb(device: torch.device) -> float:
+    """Peak of the memory in use, MiB: on CUDA what torch allocated, on the CPU the process's resident set; 0.0 where unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if sys.platform == "win32":
+        return 0.0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
