@@ -133,9 +133,15 @@ class OptimizerConfig:
     """How gradients become updates."""
 
     name: str = setting("adamw", "optimizer", choices="optimizers")
-    beta1: float = setting(0.9, "decay of the first moment", min=0.0, max=0.99999, advanced=True)
-    beta2: float = setting(0.999, "decay of the second moment", min=0.0, max=0.99999999, advanced=True)
-    eps: float = setting(1e-8, "added to the denominator", min=0.0, max=1.0, advanced=True)
+    beta1: float | None = setting(
+        None, "decay of the first moment; empty: the optimizer's own (0.9)", min=0.0, max=0.99999, advanced=True
+    )
+    beta2: float | None = setting(
+        None, "decay of the second moment; empty: the optimizer's own (0.999, lion 0.99)", min=0.0, max=0.99999999, advanced=True
+    )
+    eps: float | None = setting(
+        None, "added to the denominator; empty: the optimizer's own (1e-8, adafactor 1e-30)", min=0.0, max=1.0, advanced=True
+    )
     weight_decay: float = setting(0.01, "decoupled weight decay", min=0.0, max=1.0)
     clip_norm: float = setting(1.0, "gradients are scaled down to this norm; 0 leaves them", min=0.0, max=1e6)
 
