@@ -73,26 +73,36 @@ class ObjectiveConfig:
     """What is minimised: noise, timesteps, target and loss."""
 
     prediction: str = setting(
-        "model", "what the model predicts; model: asked of the loaded model", choices=("model", "epsilon", "v", "x0", "flow")
+        "model",
+        "what the model predicts; model: asked of the loaded model",
+        choices=("model", "epsilon", "v", "x0", "flow"),
     )
     zero_terminal_snr: bool = setting(
-        False, "rescale the noise schedule to pure noise at the last step (Lin et al. 2023)", families=("sd1", "sd2", "sdxl")
+        False,
+        "rescale the noise schedule to pure noise at the last step (Lin et al. 2023)",
+        families=("sd1", "sd2", "sdxl"),
     )
     timesteps: str = setting("uniform", "distribution of t in training", choices=("uniform", "logit_normal"))
     logit_mean: float = setting(0.0, "mean of the logit-normal distribution", min=-10.0, max=10.0, advanced=True)
     logit_std: float = setting(1.0, "deviation of the logit-normal distribution", min=0.01, max=10.0, advanced=True)
-    t_min: float = setting(0.0, "lowest t that is trained, as part of the whole; 0 is the clean picture", min=0.0, max=1.0)
+    t_min: float = setting(
+        0.0, "lowest t that is trained, as part of the whole; 0 is the clean picture", min=0.0, max=1.0
+    )
     t_max: float = setting(1.0, "highest t that is trained, as part of the whole; 1 is pure noise", min=0.0, max=1.0)
     stratified: bool = setting(
         True, "each picture walks evenly through t in a seeded order, so that its mean loss is comparable sooner"
     )
-    strata: int = setting(16, "parts of the range of t that a stratified walk visits once each", min=1, max=1000, advanced=True)
+    strata: int = setting(
+        16, "parts of the range of t that a stratified walk visits once each", min=1, max=1000, advanced=True
+    )
     weighting: str = setting(
         "none", "loss weight over t", choices=("none", "min_snr", "debiased"), families=("sd1", "sd2", "sdxl")
     )
     min_snr_gamma: float = setting(5.0, "gamma of min-SNR", min=0.01, max=100.0, families=("sd1", "sd2", "sdxl"))
     loss: str = setting("mse", "distance of prediction and target", choices=("mse", "l1", "huber", "smooth_l1"))
-    huber_delta: float = setting(0.1, "where huber and smooth_l1 turn from square to line", min=1e-4, max=100.0, advanced=True)
+    huber_delta: float = setting(
+        0.1, "where huber and smooth_l1 turn from square to line", min=1e-4, max=100.0, advanced=True
+    )
     noise_offset: float = setting(0.0, "per-channel shift of the noise (0.05 to 0.1 is usual)", min=0.0, max=1.0)
     input_perturbation: float = setting(
         0.0, "extra noise on the input that the target does not contain (0.1 in Ning et al. 2023)", min=0.0, max=1.0
@@ -116,13 +126,17 @@ class TrainableConfig:
     rank: int = setting(16, "rank of the update; file size grows with it", min=1, max=1024)
     alpha: float = setting(16.0, "the update is scaled by alpha / rank", min=1e-3, max=4096.0)
     rank_stabilized: bool = setting(False, "scale by alpha / sqrt(rank) (Kalajdzievski 2023)", advanced=True)
-    dropout: float = setting(0.0, "chance that an entry of the rank-r product is dropped in training", min=0.0, max=0.99)
+    dropout: float = setting(
+        0.0, "chance that an entry of the rank-r product is dropped in training", min=0.0, max=0.99
+    )
     layers: str = setting(
         "kohya",
         "which layers; kohya: the Linear and 1x1 layers of the transformer blocks (192 in SD 1.5)",
         choices=("attention", "attention_mlp", "kohya", "all"),
     )
-    conv_rank: int = setting(0, "rank on 3x3 convolutions (LoCon); 0 leaves them out unless layers is all", min=0, max=1024)
+    conv_rank: int = setting(
+        0, "rank on 3x3 convolutions (LoCon); 0 leaves them out unless layers is all", min=0, max=1024
+    )
     conv_alpha: float = setting(1.0, "alpha of the 3x3 convolutions", min=1e-3, max=4096.0)
     text_encoder: bool = setting(False, "train the text encoder too")
     rules: tuple[LayerRule, ...] = setting((), "rank and rate by glob on layer names", advanced=True)
@@ -137,10 +151,18 @@ class OptimizerConfig:
         None, "decay of the first moment; empty: the optimizer's own (0.9)", min=0.0, max=0.99999, advanced=True
     )
     beta2: float | None = setting(
-        None, "decay of the second moment; empty: the optimizer's own (0.999, lion 0.99)", min=0.0, max=0.99999999, advanced=True
+        None,
+        "decay of the second moment; empty: the optimizer's own (0.999, lion 0.99)",
+        min=0.0,
+        max=0.99999999,
+        advanced=True,
     )
     eps: float | None = setting(
-        None, "added to the denominator; empty: the optimizer's own (1e-8, adafactor 1e-30)", min=0.0, max=1.0, advanced=True
+        None,
+        "added to the denominator; empty: the optimizer's own (1e-8, adafactor 1e-30)",
+        min=0.0,
+        max=1.0,
+        advanced=True,
     )
     weight_decay: float = setting(0.01, "decoupled weight decay", min=0.0, max=1.0)
     clip_norm: float = setting(1.0, "gradients are scaled down to this norm; 0 leaves them", min=0.0, max=1e6)
@@ -164,13 +186,23 @@ class LoopConfig:
     batch_size: int = setting(1, "pictures in a forward pass", min=1, max=4096)
     accumulate: int = setting(1, "forward passes per update", min=1, max=4096)
     compute_dtype: str = setting(
-        "auto", "precision of the model's arithmetic; what is trained is always fp32", choices=("auto", "fp32", "bf16", "fp16")
+        "auto",
+        "precision of the model's arithmetic; what is trained is always fp32",
+        choices=("auto", "fp32", "bf16", "fp16"),
     )
-    block_checkpointing: bool = setting(False, "recompute blocks in the backward pass: less memory, about a third more time")
-    ema_decay: float = setting(0.0, "decay of the moving average of the weights that is saved; 0 is off", min=0.0, max=0.999999)
+    block_checkpointing: bool = setting(
+        False, "recompute blocks in the backward pass: less memory, about a third more time"
+    )
+    ema_decay: float = setting(
+        0.0, "decay of the moving average of the weights that is saved; 0 is off", min=0.0, max=0.999999
+    )
     seed: int = setting(0, "seed of everything random in the run", min=0, max=2**63 - 1)
-    deterministic: bool = setting(False, "use only deterministic kernels, so that a resumed run is bit-identical on a GPU too")
-    max_nonfinite: int = setting(5, "stop after this many steps in a row without a finite gradient", min=1, max=10_000, advanced=True)
+    deterministic: bool = setting(
+        False, "use only deterministic kernels, so that a resumed run is bit-identical on a GPU too"
+    )
+    max_nonfinite: int = setting(
+        5, "stop after this many steps in a row without a finite gradient", min=1, max=10_000, advanced=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,9 +212,13 @@ class SaveConfig:
     every_steps: int = setting(0, "checkpoint each so many steps; 0 is off", min=0, max=100_000_000)
     every_epochs: int = setting(0, "checkpoint each so many epochs; 0 is off", min=0, max=1_000_000)
     at_cycle_ends: bool = setting(False, "checkpoint at the end of each cycle of the schedule")
-    keep_last: int = setting(0, "keep this many newest checkpoints, and the pinned ones; 0 keeps all", min=0, max=100_000)
+    keep_last: int = setting(
+        0, "keep this many newest checkpoints, and the pinned ones; 0 keeps all", min=0, max=100_000
+    )
     pins: tuple[int, ...] = setting((), "steps whose checkpoints are never removed")
-    dtype: str = setting("fp16", "precision of the published file; the training state is always fp32", choices=("fp32", "bf16", "fp16"))
+    dtype: str = setting(
+        "fp16", "precision of the published file; the training state is always fp32", choices=("fp32", "bf16", "fp16")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +227,9 @@ class RecordConfig:
 
     flush_every_steps: int = setting(10, "rows are written each so many steps", min=1, max=10_000, advanced=True)
     window_steps: int = setting(100, "steps in the running mean of the loss", min=2, max=100_000)
-    probe_every_steps: int = setting(0, "controlled loss each so many steps, and at both ends; 0 is off", min=0, max=100_000_000)
+    probe_every_steps: int = setting(
+        0, "controlled loss each so many steps, and at both ends; 0 is off", min=0, max=100_000_000
+    )
     probe_images: int = setting(8, "pictures in the controlled loss", min=1, max=10_000)
     probe_timesteps: int = setting(4, "fixed timesteps in the controlled loss", min=1, max=100)
 
@@ -279,7 +317,9 @@ def merge(config: C, values: dict[str, Any]) -> C:
 def difference(old: Any, new: Any) -> list[str]:
     """The settings in which two configurations differ, one line each: `optimizer.name: adamw -> lion`."""
     a, b = _flat(to_dict(old)), _flat(to_dict(new))
-    return [f"{k}: {_shown(a.get(k))} -> {_shown(b.get(k))}" for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
+    return [
+        f"{k}: {_shown(a.get(k))} -> {_shown(b.get(k))}" for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)
+    ]
 
 
 def _flat(values: Any, path: str = "") -> dict[str, Any]:

@@ -49,22 +49,36 @@ def _as(tensor: Tensor, like: Tensor) -> Tensor:
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, down: Tensor | None, up: Tensor | None, layer: nn.Module, weight_of: WeightOf, branch: Branch | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        down: Tensor | None,
+        up: Tensor | None,
+        layer: nn.Module,
+        weight_of: WeightOf,
+        branch: Branch | None,
+    ) -> Tensor:
         weight, bias = weight_of(layer)
         rows = x.reshape(-1, x.shape[-1])
-        y = F.linear(rows, _as(weight, x), None if bias is None else _as(bias, x))
+        # written into, not viewed: a function that returns a view forbids the in-place additions that some models make
+        y = x.new_empty(*x.shape[:-1], weight.shape[0])
+        y_rows = y.view(-1, y.shape[-1])
+        if bias is None:
+            torch.mm(rows, _as(weight, x).t(), out=y_rows)
+        else:
+            torch.addmm(_as(bias, x), rows, _as(weight, x).t(), out=y_rows)
         ctx.layer, ctx.weight_of, ctx.branch, ctx.shape = layer, weight_of, branch, x.shape
         if branch is None or down is None or up is None:
             ctx.save_for_backward()
-            return y.view(*x.shape[:-1], -1)
+            return y
         h = rows.mm(_as(down, x).t())
         mask = None if branch.mask is None else branch.mask(h.view(*x.shape[:-1], -1))
         if mask is not None:
             mask = mask.expand(*x.shape[:-1], -1).reshape(h.shape)
             h = h * mask
-        y.addmm_(h, _as(up, x).t(), alpha=branch.scale)
+        y_rows.addmm_(h, _as(up, x).t(), alpha=branch.scale)
         ctx.save_for_backward(rows, h, down, up, mask)
-        return y.view(*x.shape[:-1], -1)
+        return y
 
     @staticmethod
     @once_differentiable
@@ -88,7 +102,9 @@ class _Linear(torch.autograd.Function):
         return grad_x, grad_down, grad_up, None, None, None
 
 
-def _backward_of_convolution(grad: Tensor, x: Tensor, weight: Tensor, geometry: tuple, wanted: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
+def _backward_of_convolution(
+    grad: Tensor, x: Tensor, weight: Tensor, geometry: tuple, wanted: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
     """Gradients to the input and to the weight, each where wanted; `geometry` is (stride, padding, dilation, groups)."""
     stride, padding, dilation, groups = geometry
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
@@ -99,7 +115,16 @@ def _backward_of_convolution(grad: Tensor, x: Tensor, weight: Tensor, geometry: 
 
 class _Conv2d(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, down: Tensor | None, up: Tensor | None, layer: nn.Module, weight_of: WeightOf, branch: Branch | None, geometry: tuple) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        down: Tensor | None,
+        up: Tensor | None,
+        layer: nn.Module,
+        weight_of: WeightOf,
+        branch: Branch | None,
+        geometry: tuple,
+    ) -> Tensor:
         stride, padding, dilation, groups = geometry
         weight, bias = weight_of(layer)
         y = F.conv2d(x, _as(weight, x), None if bias is None else _as(bias, x), stride, padding, dilation, groups)
@@ -198,7 +223,9 @@ def plain_weight(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
 
 
 @contextmanager
-def attached(roots: Iterable[nn.Module], weight_of: WeightOf = plain_weight, branch_of: BranchOf = lambda layer: None) -> Iterator[None]:
+def attached(
+    roots: Iterable[nn.Module], weight_of: WeightOf = plain_weight, branch_of: BranchOf = lambda layer: None
+) -> Iterator[None]:
     """Run the frozen layers below `roots` through this file, with the branch that `branch_of(layer)` gives at each call.
 
     Only the instances' `forward` is replaced, and put back in every case; weights and modules are not touched.

@@ -102,7 +102,9 @@ class Host(Protocol):
     name: str
     family: str  # a key of the SPELLINGS registry: "sd1", "sd2", ...
     device: torch.device
-    compute_dtype: torch.dtype  # that of the loaded model; `loop.compute_dtype` other than auto is refused if it cannot be served
+    compute_dtype: (
+        torch.dtype
+    )  # that of the loaded model; `loop.compute_dtype` other than auto is refused if it cannot be served
     prediction: str  # "epsilon", "v", "x0" or "flow", asked of the model, not looked up by family
     alphas_cumprod: Tensor | None  # (T,) float32, on the CPU; None for flow models
     parts: dict[str, nn.Module]  # part -> module where trainables attach: "unet", "te" (or "te1", "te2")

@@ -167,7 +167,11 @@ class StandaloneHost:
         for name, size in (("width", request.width), ("height", request.height)):
             if size % step_px:
                 raise ValueError(f"preview {name} must be a multiple of {step_px} px for this model, got {size}")
-        shape = (1, self._unet.config.in_channels, *(s // self.autoencoder.scale_px for s in (request.height, request.width)))
+        shape = (
+            1,
+            self._unet.config.in_channels,
+            *(s // self.autoencoder.scale_px for s in (request.height, request.width)),
+        )
         latents = torch.randn(shape, generator=generator) * scheduler.init_noise_sigma
         guided = request.guidance != 1.0
         conditioning = self.text.encode([request.negative_prompt, request.prompt] if guided else [request.prompt])

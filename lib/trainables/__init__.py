@@ -1,5 +1,64 @@
 """What can be trained: one algorithm, one file, registered in `registry.ALGORITHMS`.
 
-An algorithm has `prepare(host)`, `parameters()`, `groups()`, `branch_of(layer)`, `training(step, micro)`, `off()`,
-`export()`, `restore()`, `delta()`, `layer_names()` and `metadata()`; the loop asks for nothing else. tests/trainables/test_every_algorithm.py holds the laws.
+The loop asks for nothing but `Trainable`; tests/trainables/test_every_algorithm.py holds the laws.
 """
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..frozen import Branch
+from ..host import Host
+
+
+class Trainable(Protocol):
+    """An algorithm on a host's model. Parameters are float32 and known by their names in files."""
+
+    def prepare(self, host: Host) -> None:
+        """Choose layers and make the parameters, so that nothing is changed yet."""
+        ...
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained."""
+        ...
+
+    def groups(self) -> dict[str, tuple[str | None, list[str]]]:
+        """Group name -> (its own learning-rate schedule or None, the names of its parameters)."""
+        ...
+
+    def branch_of(self, layer: nn.Module) -> Branch | None:
+        """The branch beside a frozen layer, asked at each forward."""
+        ...
+
+    def training(self, step: int, micro: int) -> AbstractContextManager[None]:
+        """A forward and backward pass of training, inside: the only place where dropout is on."""
+        ...
+
+    def off(self) -> AbstractContextManager[None]:
+        """The model as it was, inside."""
+        ...
+
+    def export(self, values: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+        """The tensors of the published file, on the CPU, from parameter values."""
+        ...
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set the parameters from a file's or a state's tensors."""
+        ...
+
+    def delta(self, name: str) -> Tensor:
+        """The update of a layer's weight, of the weight's shape."""
+        ...
+
+    def layer_names(self) -> dict[str, nn.Module]:
+        """The layers that are changed, by their names in files."""
+        ...
+
+    def metadata(self) -> dict[str, str]:
+        """What the published file says of the network."""
+        ...

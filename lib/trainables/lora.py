@@ -158,7 +158,11 @@ class Lora:
 
     def metadata(self) -> dict[str, str]:
         """`ss_*` keys that other programs read about the network."""
-        args = {"conv_dim": self._config.conv_rank, "conv_alpha": self._config.conv_alpha} if self._config.conv_rank else {}
+        args = (
+            {"conv_dim": self._config.conv_rank, "conv_alpha": self._config.conv_alpha}
+            if self._config.conv_rank
+            else {}
+        )
         return {
             "ss_network_module": "networks.lora",
             "ss_network_dim": str(self._config.rank),

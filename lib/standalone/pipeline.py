@@ -1,0 +1,90 @@
+"""Loading a pipeline: a diffusers folder or a single `.safetensors` checkpoint, offline."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..files import sha256_of
+from .single_file import write_configuration
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:N`. Errors: `ValueError` for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f'unknown device "{name}"; give auto, cpu or cuda') from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f'device "{name}" is not available: torch sees no CUDA device; give --device cpu')
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The compute dtype of `loop.compute_dtype`; auto is bf16 on a GPU that has it, fp16 on another, fp32 on the CPU."""
+    if name != "auto":
+        return DTYPES[name]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def load_pipeline(
+    path: Path, *, dtype: torch.dtype, tokenizer: Path | None = None, prediction: str = "epsilon"
+) -> tuple[Any, dict[str, str]]:
+    """A StableDiffusionPipeline on the CPU, and what is known of it (name, hash of a single file).
+
+    `tokenizer` is a folder with a CLIP tokenizer, and `prediction` (epsilon or v) what the model predicts: both only for
+    single files, which hold neither. The autoencoder stays float32: it is small, and half of its pictures are wrong in fp16.
+    Errors: `ValueError` saying what the folder or file lacks.
+    """
+    try:
+        from diffusers import StableDiffusionPipeline
+    except ImportError as error:
+        raise ValueError('the standalone host needs diffusers: pip install "sd-atelier[standalone]"') from error
+    if not path.exists():
+        raise ValueError(f"model {path} does not exist; give a diffusers folder or a .safetensors file")
+    options: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False, "local_files_only": True}
+    info = {"name": path.stem if path.is_file() else path.name}
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise ValueError(f"{path} is not a diffusers folder: model_index.json is missing")
+        try:
+            pipeline = StableDiffusionPipeline.from_pretrained(
+                path, torch_dtype=dtype, feature_extractor=None, **options
+            )
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} cannot be loaded as a Stable Diffusion 1.x or 2.x pipeline: {error}") from error
+    elif path.suffix == ".safetensors":
+        info["sha256"] = sha256_of(path)
+        with tempfile.TemporaryDirectory() as folder:
+            write_configuration(path, Path(folder), prediction)
+            pipeline = StableDiffusionPipeline.from_single_file(
+                str(path), config=folder, tokenizer=_tokenizer(tokenizer), torch_dtype=dtype, **options
+            )
+    else:
+        raise ValueError(
+            f"{path} is neither a folder nor a .safetensors file; other formats can run code and are not read"
+        )
+    pipeline.vae.to(torch.float32)
+    return pipeline, info
+
+
+def _tokenizer(folder: Path | None) -> Any:
+    from transformers import CLIPTokenizer
+
+    source = "openai/clip-vit-large-patch14" if folder is None else str(folder)
+    try:
+        return CLIPTokenizer.from_pretrained(source, local_files_only=True)
+    except (OSError, ValueError) as error:
+        where = "the local Hugging Face cache" if folder is None else str(folder)
+        raise ValueError(
+            f"no CLIP tokenizer in {where}: a single file holds none; give --tokenizer FOLDER with vocab.json and merges.txt"
+        ) from error

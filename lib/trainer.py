@@ -1,0 +1,359 @@
+"""The loop: draw, predict, compare, step; and what happens every so many steps.
+
+Nothing here knows a host, an algorithm or an optimizer. Whatever the next step depends on is in `TrainState`, so a run
+that is cut anywhere goes on bit for bit from its newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .checkpoints import RunFolder, TrainState
+from .config import RunConfig
+from .data.cache import LatentCache
+from .data.conditioner import Conditioner, caption_sha
+from .data.loader import Loader, Position
+from .data.sample import Batch
+from .diffusion_loss import DiffusionLoss
+from .frozen import attached
+from .host import Host, Progress
+from .loss_scaler import LossScaler
+from .lr_schedule import ResolvedSchedule
+from .memory import OutOfMemoryError, is_out_of_memory, peak_mb
+from .optimizers import Ema, Optimizer
+from .previews import make_previews
+from .probe import Probe
+from .recorder import Recorder
+from .trainables import Trainable
+
+RETRY_SECONDS = 20.0  # between attempts to save while the disk is full
+
+
+class NotFiniteError(RuntimeError):
+    """The run stopped because the loss or its gradient was not finite several times in a row."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: `finished`, or `stopped` on request; the step it reached and its last checkpoint is saved there."""
+
+    reason: str
+    step: int
+
+
+@dataclass
+class Trainer:
+    """One run, from the step of its state to its end."""
+
+    host: Host
+    config: RunConfig
+    run: RunFolder
+    trainable: Trainable
+    loader: Loader
+    cache: LatentCache
+    conditioner: Conditioner
+    loss: DiffusionLoss
+    optimizer: Optimizer
+    rates: Sequence[ResolvedSchedule]  # one per parameter group
+    recorder: Recorder
+    probe: Probe | None
+    metadata: Callable[[str, int], dict[str, str]]  # (file stem, step) -> what the published file says of itself
+    compute_dtype: torch.dtype
+    ema: Ema | None = None
+    step: int = 0
+    images_seen: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._parameters = self.trainable.parameters()
+        self._scaler = LossScaler(self.compute_dtype == torch.float16)
+        self._num_nonfinite = 0
+        self._stepping = False
+        self._position = self.loader.position
+        self._saved_step: int | None = None
+        self._seconds = 0.0
+
+    @property
+    def num_steps(self) -> int:
+        """Where the run ends: the shortest schedule decides."""
+        return min(rate.num_steps for rate in self.rates)
+
+    def state(self) -> TrainState:
+        """Exactly what the next step depends on, keyed by file names."""
+        optimizer_tensors, optimizer_values = self.optimizer.state()
+        tensors = {f"trainable.{name}": p.detach() for name, p in self._parameters.items()}
+        tensors |= {f"optimizer.{name}": t for name, t in optimizer_tensors.items()}
+        tensors |= {f"ema.{name}": t for name, t in (self.ema.tensors() if self.ema else {}).items()}
+        values = {
+            "optimizer": optimizer_values,
+            "position": self._position.to_dict(),
+            "loss_scaler": self._scaler.state(),
+            "num_nonfinite": self._num_nonfinite,
+            "ema": self.ema.values() if self.ema else {},
+        }
+        return TrainState(
+            step=self.step,
+            images_seen=self.images_seen,
+            tensors=tensors,
+            values=values,
+            records=self.recorder.offsets(),
+        )
+
+    def restore(self, state: TrainState) -> None:
+        """Go on where `state` was taken. Errors: `ValueError` naming what is missing."""
+
+        def of(part: str) -> dict[str, Tensor]:
+            prefix = part + "."
+            return {name[len(prefix) :]: t for name, t in state.tensors.items() if name.startswith(prefix)}
+
+        missing = {"optimizer", "position", "loss_scaler", "num_nonfinite", "ema"} - state.values.keys()
+        if missing:
+            raise ValueError(f"the state of step {state.step} lacks {', '.join(sorted(missing))}; it cannot be resumed")
+        self.trainable.restore(of("trainable"))
+        self.optimizer.restore(of("optimizer"), state.values["optimizer"])
+        if self.ema:
+            self.ema.restore(of("ema"), state.values["ema"])
+        self._scaler.restore(state.values["loss_scaler"])
+        self._num_nonfinite = state.values["num_nonfinite"]
+        self.step, self.images_seen = state.step, state.images_seen
+        self._saved_step = state.step
+        self._position = Position.from_dict(state.values["position"])
+        self.loader.seek(self._position)
+
+    def train(self) -> Outcome:
+        """Train to the end, or to a stop request; either way everything is saved when this returns.
+
+        Errors: `OutOfMemoryError` and `NotFiniteError`, after saving; whatever else happens is raised after saving too.
+        """
+        loop = self.config.loop
+        with ExitStack() as stack:
+            stack.enter_context(self.host.training(self.compute_dtype, loop.block_checkpointing))
+            stack.enter_context(_deterministic(loop.deterministic))
+            roots = [r for part, r in self.host.parts.items() if part == "unet" or self.config.trainable.text_encoder]
+            stack.enter_context(attached(roots, self.host.weight_of, self.trainable.branch_of))
+            try:
+                return self._loop()
+            except BaseException as error:
+                self._rescue(error)
+                raise
+
+    def _loop(self) -> Outcome:
+        self.optimizer.allocate()
+        if self.step == 0:
+            self._measure()
+            self._preview()
+        clock = _Clock()
+        while self.step < self.num_steps:
+            if self.host.stop_requested():
+                self.save()
+                return Outcome("stopped", self.step)
+            epoch = self._position.epoch
+            rates = [rate.rate(self.step) for rate in self.rates]
+            norm = self._one_step(rates)
+            self.recorder.end_step(self.step, dict(zip(self.optimizer.group_names, rates, strict=True)), norm)
+            self.step += 1
+            self._position = self.loader.position
+            if self.step % self.config.record.flush_every_steps == 0:
+                self.recorder.flush()
+            if self._due(self.config.record.probe_every_steps) and self.step < self.num_steps:
+                self._measure()
+            if self._checkpoint_due(epoch):
+                self.save()
+            if self._preview_due():
+                self._preview()
+            self._seconds = clock.tick()
+            self._show()
+        self._measure()
+        self.save()
+        return Outcome("finished", self.step)
+
+    def _one_step(self, rates: Sequence[float]) -> float:
+        batches = self.loader.next_step()
+        means = []
+        for micro, batch in enumerate(batches):
+            with self.trainable.training(self.step, micro):
+                mean = self._mean_loss(batch, rates[0])
+                self._scaler.scale(mean / len(batches)).backward()
+            means.append(mean.detach())
+            self.images_seen += len(batch.names)
+        parameters = list(self._parameters.values())
+        self._scaler.unscale(parameters)
+        norm = torch.stack(torch._foreach_norm([p.grad for p in parameters if p.grad is not None])).norm()
+        # the one device sync of a step: a step that is not finite is never taken
+        norm_value, loss_value = torch.stack([norm, torch.stack(means).mean()]).tolist()
+        finite = norm_value - norm_value == 0.0
+        self._scaler.update(not finite)
+        if finite:
+            if self.config.optimizer.clip_norm:
+                scale = min(1.0, self.config.optimizer.clip_norm / (norm_value + 1e-6))
+                if scale < 1.0:
+                    torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], scale)
+            self.optimizer.set_rates(rates)
+            self._stepping = True
+            self.optimizer.step()
+            self._stepping = False
+            if self.ema:
+                self.ema.update()
+            self._num_nonfinite = 0
+        elif not self._scaler.enabled or loss_value - loss_value != 0.0:
+            # with fp16 a gradient that overflows is how the scale is found; only the loss itself counts there
+            self._num_nonfinite += 1
+        self.optimizer.zero_grad()
+        if self._num_nonfinite >= self.config.loop.max_nonfinite:
+            raise NotFiniteError(
+                f"step {self.step}: the loss or its gradient was not finite {self._num_nonfinite} steps in a row and none of "
+                "them was taken; lower the learning rate, or use bf16 or fp32 instead of fp16"
+            )
+        return norm_value
+
+    def _mean_loss(self, batch: Batch, rate: float) -> Tensor:
+        device = self.host.device
+        latents = batch.latents.to(device)
+        drawn = self.loss.draw(batch.names, batch.visits, latents.shape[1:])
+        mask = None if batch.mask is None else batch.mask.to(device)
+        losses = self.loss(latents, drawn, self.conditioner(batch.captions), mask)
+        weight = self.loss.weight(drawn.t) * batch.weight.to(device)
+        self.recorder.add(
+            self.step,
+            batch.epoch,
+            batch.names,
+            [caption_sha(c) for c in batch.captions],
+            drawn.t,
+            losses.detach(),
+            weight,
+            rate,
+        )
+        return (losses * weight).mean()
+
+    def save(self) -> None:
+        """Write a checkpoint of this step, unless it is the newest one already."""
+        if self._saved_step == self.step:
+            return
+        while True:
+            try:
+                self._write_checkpoint()
+                return
+            except DiskFullError as error:
+                # what is trained lives in memory: waiting for room loses nothing, going on or ending would
+                if self.host.stop_requested():
+                    raise
+                self._show(f"paused, will try again: {error}")
+                time.sleep(RETRY_SECONDS)
+
+    def _write_checkpoint(self) -> None:
+        self.recorder.flush()
+        weights = self.ema.tensors() if self.ema else self.optimizer.published(self._parameters)
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.config.save.dtype]
+        self.run.save(
+            self.state(),
+            self.trainable.export(weights, dtype),
+            lambda stem: self.metadata(stem, self.step),
+            keep_last=self.config.save.keep_last,
+            pins=self.config.save.pins,
+        )
+        self._saved_step = self.step
+
+    def _rescue(self, error: BaseException) -> None:
+        """Save what is trained so far after an error; a step that was not finished is as if it had not begun."""
+        self.recorder.abandon_step()
+        self.optimizer.zero_grad()
+        out_of_memory = is_out_of_memory(error)
+        if self._stepping:
+            # parameters are half updated: only the checkpoint on disk is whole
+            what = f"it struck inside the optimizer; the run goes on from its last checkpoint (step {self._saved_step})"
+        else:
+            if self.step:
+                self.save()
+            what = f"saved at step {self.step}"
+        if out_of_memory:
+            if self.host.device.type == "cuda":
+                torch.cuda.empty_cache()
+            raise OutOfMemoryError(
+                f"out of memory in step {self.step} after a peak of {peak_mb(self.host.device):.0f} MiB; {what}. To need less: "
+                "turn on loop.block_checkpointing, lower loop.batch_size (and raise loop.accumulate), or lower data.resolution"
+            ) from error
+
+    def _show(self, note: str = "") -> None:
+        self.host.progress(
+            Progress(
+                step=self.step,
+                num_steps=self.num_steps,
+                loss=self.recorder.smoothed,
+                rate=self.rates[0].rate(max(0, self.step - 1)),
+                seconds_per_step=self._seconds,
+                seconds_left=self._seconds * (self.num_steps - self.step),
+                memory_mb=peak_mb(self.host.device),
+                note=note,
+            )
+        )
+
+    def _measure(self) -> None:
+        if self.probe is not None:
+            rows = self.probe.measure(self.cache, self.conditioner, self.trainable.off)
+            self.recorder.add_probe(self.step, rows)
+
+    def _preview(self) -> None:
+        if self.config.preview.prompts and (self.config.preview.every_steps or self.config.preview.at_cycle_ends):
+            self.notes += make_previews(
+                self.host, self.config.preview, self.config.data.resolution, self.run.previews, self.step
+            )
+
+    def _due(self, every_steps: int) -> bool:
+        return bool(every_steps) and self.step % every_steps == 0
+
+    def _at_cycle_end(self) -> bool:
+        return any(self.step in rate.cycle_ends for rate in self.rates)
+
+    def _checkpoint_due(self, epoch: int) -> bool:
+        save = self.config.save
+        ended_epoch = self._position.epoch > epoch
+        return (
+            self._due(save.every_steps)
+            or (save.at_cycle_ends and self._at_cycle_end())
+            or bool(save.every_epochs and ended_epoch and self._position.epoch % save.every_epochs == 0)
+            # a checkpoint comes before a preview, always: a preview is where memory runs out
+            or self._preview_due()
+        )
+
+    def _preview_due(self) -> bool:
+        preview = self.config.preview
+        asked = self._due(preview.every_steps) or (preview.at_cycle_ends and self._at_cycle_end())
+        return bool(preview.prompts) and asked
+
+
+@contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    """Deterministic kernels only, inside, where wanted; the setting is the host's and is put back."""
+    before, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    try:
+        if wanted:
+            torch.use_deterministic_algorithms(True)
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+
+
+class _Clock:
+    """Seconds per step: the median of the last ones, so that a checkpoint or a preview does not count."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self._seconds: deque[float] = deque(maxlen=25)
+
+    def tick(self) -> float:
+        """Call after each step; returns the seconds that a step takes."""
+        now = time.monotonic()
+        self._seconds.append(now - self._last)
+        self._last = now
+        return statistics.median(self._seconds)
