@@ -4,8 +4,8 @@ Both hosts run this file as a program of its own: AUTOMATIC1111's WebUI with its
 PYTHONPATH, ComfyUI's manager from this folder. Standard library only. Where nothing is missing it neither calls an
 installer nor prints. Whatever is installed, in whatever version, is a constraint on what may be added: a package that
 could only come with a change to another one does not come at all, and the message says so. In a Python without torch,
-which is no host's, nothing is installed: kornia would bring torch and gigabytes of libraries along. The exit status is 1
-when a requirement is still missing at the end; an extra package that could not be had is said and is no failure.
+which is no host's, nothing is installed: kornia would bring torch and gigabytes of libraries along. The exit status is
+1 when a requirement is still missing at the end; an extra package that could not be had is said and is no failure.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def constraints() -> list[str]:
     """`name==version` for each installed package, as Python finds them on `sys.path` (the first of a name counts)."""
     lines: dict[str, str] = {}
     for distribution in importlib.metadata.distributions():
-        name, version = distribution.metadata["Name"], distribution.metadata["Version"]
+        name, version = distribution.metadata.get("Name"), distribution.metadata.get("Version")
         # An interrupted installation leaves folders without a name or a version.
         if name and version and VERSION.fullmatch(version):
             lines.setdefault(re.sub(r"[-_.]+", "-", name).lower(), f"{name}=={version}")

@@ -15,7 +15,8 @@ MODULES = {"pillow": "PIL", "onnxruntime-gpu": "onnxruntime"}
 
 LIST_INSTALLED = """
 import importlib.metadata, json
-print(json.dumps(sorted(f'{d.metadata["Name"]}=={d.metadata["Version"]}' for d in importlib.metadata.distributions())))
+found = [d.metadata for d in importlib.metadata.distributions()]
+print(json.dumps(sorted(f'{m.get("Name")}=={m.get("Version")}' for m in found)))
 """
 
 
@@ -167,10 +168,11 @@ def test_any_installed_package_can_be_a_constraint(host):
     host.has("from-a-folder", "2.0", direct_url={"url": "file:///a", "dir_info": {"editable": True}})
     host.has("oddly-versioned", "2004d-custom build")
     (host.packages / "~ornia-0.6.dist-info").mkdir()
+    # Found first, so this is the version that Python imports; the one in the environment is hidden by it.
     twice = host.on_path / "from_a_link-3.0.dist-info"
     twice.mkdir()
     (twice / "METADATA").write_text(metadata("From_A.Link", "3.0", []))
-    host.offer("matplotlib", "3.8", ["torch>=2", "from-a-folder"])
+    host.offer("matplotlib", "3.8", ["torch>=2", "from-a-folder", "from-a-link"])
     status, said = host.run(INSTALL)
     assert "installed matplotlib 3.8" in said
     assert status == 0
