@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import files
-from .comparison import bins_of, by_picture, paired_interval
+from .comparison import bins_of, by_picture, paired_interval, picture_means
 
 Columns = Mapping[str, NDArray]
 
@@ -151,20 +151,23 @@ def timestep_plot(rows: Columns, path: Path) -> None:
 
 def probe_plot(rows: Columns, path: Path) -> None:
     """Controlled loss by step from probe.csv: the same pictures, noise and timesteps at each step, network on and off,
-    and below the difference of the two with its paired 95 % interval."""
+    and below the difference of the two with its paired 95 % interval over pictures."""
     figure, axes, strip = _figure(8.0, 4.6, strip=True, ratio=1.4)
     step, on, off = rows["step"], rows["loss"], rows["loss_base"]
     if step.size == 0:
         _say_empty(figure, axes, "no probes: set record.probe_every_steps", path)
         return
     at = np.unique(step)
-    means_on = np.array([on[step == s].mean() for s in at])
-    means_off = np.array([off[step == s].mean() for s in at])
-    intervals = np.array([paired_interval(on[step == s] - off[step == s]) for s in at])
-    axes.plot(at, means_off, color=SOFT, linewidth=1.6, linestyle=(0, (4, 3)), label="network off")
-    axes.plot(at, means_on, color=BLUE, linewidth=1.8, marker="o", markersize=4, label="network on")
-    num_pairs = int((step == at[-1]).sum())
-    _label(axes, "Controlled loss", f"{num_pairs} pairs of picture and timestep, the same noise at each step")
+    rows_at = [step == s for s in at]
+    intervals = np.array([paired_interval(picture_means(rows["image"][r], on[r] - off[r])) for r in rows_at])
+    axes.plot(
+        at, [off[r].mean() for r in rows_at], color=SOFT, linewidth=1.6, linestyle=(0, (4, 3)), label="network off"
+    )
+    axes.plot(
+        at, [on[r].mean() for r in rows_at], color=BLUE, linewidth=1.8, marker="o", markersize=4, label="network on"
+    )
+    num_pictures = np.unique(rows["image"][rows_at[-1]]).size
+    _label(axes, "Controlled loss", f"{num_pictures} pictures at fixed timesteps, the same noise at each step")
     _legend(axes)
     mean, low, high = intervals.T
     bounded = np.isfinite(low) & np.isfinite(high)

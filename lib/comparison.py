@@ -33,6 +33,15 @@ def paired_interval(differences: Floats) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
+def picture_means(image: NDArray, values: Floats) -> Floats:
+    """The mean of each picture's values, (pictures,). The pairs of one picture share its noise, so that it is pictures,
+    not pairs of picture and timestep, that are independent of each other."""
+    names, owner = np.unique(np.asarray(image), return_inverse=True)
+    return np.bincount(owner, np.asarray(values, dtype=np.float64), names.size) / np.bincount(
+        owner, minlength=names.size
+    )
+
+
 @functools.lru_cache(maxsize=1024)
 def student_t(degrees: int) -> float:
     """The value below which 97.5 % of Student's t with so many degrees of freedom (>= 1) lies.

@@ -32,7 +32,8 @@ def loss_rows(num_rows, num_images=3, top=1000.0):
 def probe_rows(num_steps, num_pairs):
     step = np.repeat(np.arange(num_steps) * 50, num_pairs)
     base = np.tile(0.1 + 0.01 * np.arange(num_pairs), num_steps)
-    return {"step": step, "image": np.full(step.size, "a"), "t": base, "loss": base * 0.9, "loss_base": base}
+    image = np.tile(np.arange(num_pairs) // 2, num_steps).astype(str)
+    return {"step": step, "image": image, "t": base, "loss": base * 0.9, "loss_base": base}
 
 
 def drawn(path):

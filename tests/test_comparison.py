@@ -42,6 +42,11 @@ def test_too_few_pairs_claim_nothing():
     assert all(math.isnan(v) for v in comparison.paired_interval(np.array([0.5, math.nan])))
 
 
+def test_each_picture_counts_once_however_many_rows_it_has():
+    image, values = np.array(["b", "a", "b", "b"]), np.array([1.0, 7.0, 2.0, 6.0])
+    assert comparison.picture_means(image, values).tolist() == [7.0, 3.0]
+
+
 def test_bins_hold_every_row_and_their_means_and_errors():
     t = np.array([0, 49, 50, 999, 1000, 951])
     loss = np.array([1.0, 3.0, 5.0, 2.0, 4.0, 6.0])
