@@ -265,26 +265,30 @@ class _Parser:
 
     def end(self, depth: int) -> End | None:
         first = self.next
-        is_length = self.takes("+")
         if self.takes("-"):
-            following = self.tokens[self.index + 1].kind
-            if is_length or self.next.text != "1" or following in ("%", "word"):
+            is_one = self.takes("number", "1")
+            if not is_one or self.next.kind in ("%", "word"):
                 raise self.error("an end is not negative, except -1 for the end of the run; remove the minus", first)
             if depth:
                 raise self.error("inside a repeat every item needs a length; write one such as +100", first)
-            self.take()
             return None
-        number = self.next
-        value = self.number(f"an end is expected here ({_UNITS}, or -1)", "500")
+        is_length = self.takes("+")
+        end = self.amount(is_length)
         if depth and not is_length:
-            raise self.error(f"inside a repeat ends are lengths; write +{number.text}", first)
+            written = self.text[first.begin : self.tokens[self.index - 1].finish]
+            raise self.error(f"inside a repeat ends are lengths; write +{written}", first)
+        return end
+
+    def amount(self, is_length: bool) -> End:
+        token = self.next
+        value = self.number(f"an end is expected here ({_UNITS}, or -1)", "500")
         if self.takes("%"):
             return End(value, "%", is_length)
         if self.takes("word", "ep"):
-            return End(self.whole(number, "epochs are whole numbers", "3ep, or a percentage"), "ep", is_length)
+            return End(self.whole(token, "epochs are whole numbers", "3ep, or a percentage"), "ep", is_length)
         if self.next.kind == "word":
             raise self.error(f'unknown unit "{self.next.text}"; write {_UNITS}')
-        return End(self.whole(number, "steps are whole numbers", "500"), "steps", is_length)
+        return End(self.whole(token, "steps are whole numbers", "500"), "steps", is_length)
 
     def whole(self, token: Token, expected: str, example: str) -> int:
         """The whole number that a number token is, at most MAX_STEPS."""

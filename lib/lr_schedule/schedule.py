@@ -87,7 +87,7 @@ class Schedule:
             if isinstance(last, PieceItem):
                 fix = "let this item go to the end of the run by :-1 or by leaving its end out"
             problem = f"the schedule ends at step {layout.position} and the run at step {num_steps}; {fix}"
-            raise layout.error(f'{problem}, or set "stop where the schedule ends"', last)
+            raise layout.error(f"{problem}, or set stop_at_end to stop where the schedule ends", last)
         end = min(layout.position, num_steps)
         cycle_ends = sorted({step for step in layout.cycle_ends if step <= end})
         return ResolvedSchedule(end, tuple(layout.pieces), tuple(cycle_ends), notes)
