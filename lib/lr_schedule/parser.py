@@ -168,7 +168,7 @@ class _Parser:
             return "a piece goes from one rate to one other; write a->b:+100, b->c:+100"
         if self.next.kind == "(":
             return "a parenthesis here needs a count before it; write 10 x ( ... )"
-        return "not expected after an item; put a comma between items"
+        return "not expected after an item; put a comma before a next item, or a colon before an end"
 
     def item(self, depth: int) -> Item:
         after = self.tokens[self.index + 1] if self.next.kind == "number" else self.next

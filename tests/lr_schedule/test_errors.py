@@ -42,7 +42,7 @@ WRONG_TEXT = [
     ("1;2", 2, "separate items with a comma"),
     ("1\u21922", 2, "write ->"),
     ("1e-4!", 5, "does not belong in a schedule; remove it"),
-    ("1 000", 3, "put a comma between items"),
+    ("1 000", 3, "put a comma before a next item, or a colon before an end"),
     ("1->2->3", 5, "from one rate to one other; write a->b:+100, b->c:+100"),
     ("1(2)", 2, "needs a count before it; write 10 x ( ... )"),
     ("1->0 cosin", 6, 'unknown curve "cosin"; did you mean "cosine"?'),
