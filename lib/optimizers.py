@@ -86,7 +86,7 @@ class Optimizer:
         and the state is that of an optimizer that never stepped. To be called once the weights have their starting
         values (some states begin as a copy of them); later calls do nothing.
         """
-        if self.inner.state:
+        if any(self.inner.state.values()):
             return
         groups = [dict(group) for group in self.inner.param_groups]
         kept = [(p, p.detach().clone(), p.grad) for p in self.names]

@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-
 from sd_atelier.lib.noise import PREDICTIONS, NoiseSchedule, check_prediction, rescale_zero_terminal_snr
 
 DIFFUSION = NoiseSchedule.from_alphas_cumprod(
@@ -133,7 +132,7 @@ def test_predictions_that_do_not_fit_the_schedule_are_refused():
         check_prediction("epsilon", FLOW)
     with pytest.raises(ValueError, match="does not fit a diffusion schedule"):
         check_prediction("flow", DIFFUSION)
-    with pytest.raises(ValueError, match='"epsilom".*did you mean "epsilon"'):
+    with pytest.raises(ValueError, match=r'"epsilom".*did you mean "epsilon"'):
         check_prediction("epsilom", DIFFUSION)
     with pytest.raises(ValueError, match="unknown prediction type"):
         DIFFUSION.target("velocity", *pictures(), torch.tensor([1]))

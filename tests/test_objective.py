@@ -6,11 +6,10 @@ import math
 
 import pytest
 import torch
-from torch.nn import functional
-
 from sd_atelier.lib.config import ObjectiveConfig, choices_of
 from sd_atelier.lib.noise import NoiseSchedule
 from sd_atelier.lib.objective import LOSSES, loss_per_sample, noised, offset_noise, perturbed_noise
+from torch.nn import functional
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-
 from sd_atelier.lib.config import ObjectiveConfig
 from sd_atelier.lib.noise import NoiseSchedule, rescale_zero_terminal_snr
 from sd_atelier.lib.timesteps import Timesteps, debiased_weight, min_snr_weight, weight
@@ -110,12 +109,12 @@ def test_strata_of_u_are_strata_of_t(distribution):
 
 
 def test_an_empty_range_is_refused():
-    with pytest.raises(ValueError, match="t_min must be below objective.t_max, got 0.5 and 0.5"):
+    with pytest.raises(ValueError, match=r"t_min must be below objective.t_max, got 0.5 and 0.5"):
         timesteps(t_min=0.5, t_max=0.5)
 
 
 def test_a_range_out_of_reach_of_the_distribution_is_refused():
-    with pytest.raises(ValueError, match="nothing between objective.t_min 0.0 and objective.t_max 0.1"):
+    with pytest.raises(ValueError, match=r"nothing between objective.t_min 0.0 and objective.t_max 0.1"):
         timesteps(timesteps="logit_normal", logit_mean=10.0, logit_std=0.1, t_max=0.1)
 
 
