@@ -7,22 +7,28 @@ A file imports its own layer and below; tests/test_layers.py reads the imports a
         forms.py         settings -> neutral widget specs; every user interface is built from them
         host.py          protocols: Host, Denoiser, TextEncoder, Autoencoder, Sampler
         files.py         durable writes: temporary name, fsync of file and folder, rename, SHA-256
+        manifest.py      JSON files that carry their own SHA-256
+        owner.py         one program at a time writes in a folder
     L1  noise.py         noise schedules and prediction types
         timesteps.py     distributions of t, stratification, loss weights
         draws.py         the noise and the t of a sample, keyed by (seed, id, visit)
         objective.py     target and per-sample loss
         frozen.py        autograd through frozen layers without keeping or copying their weights
         recompute.py     gradient checkpointing by blocks
+        fingerprint.py   which base model this is, from 16 values of each layer
+        means.py         exact means of losses, the same after any interruption
         optimizers.py    names -> optimizers, state by file name
         lr_schedule/     the schedule grammar and its curves; a pure function step -> rate
         trainables/      what can be trained, one algorithm a file
     L2  keys/            module names <-> names in files, per model family
         data/            scan, captions, buckets, pictures, cache, loader
-    L3  recorder.py      per-sample loss rows and the three means
+    L3  records.py       the files of the records: rows, offsets, reading
+        recorder.py      per-sample loss rows and the three means
         probe.py         controlled loss: fixed noise, fixed t, network on against off
         charts.py        plots from the records (matplotlib, imported late)
         report.py        the report page of a run
-        checkpoints.py   weights and full training state; the run folder
+        checkpoints.py   the network and the full training state, each with its SHA-256
+        run_folder.py    where one run keeps everything: settings, owner, resume, fork
         strip.py         checkpoint strips: composition and labels
         trainer.py       the loop
     L4  standalone/      a third host over diffusers: command line, headless runs, demo

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 RENAME_PATIENCE_SECONDS = 5.0
@@ -93,6 +93,29 @@ def write_bytes(path: Path | str, data: bytes, *, verify: bool = False) -> str:
     return _write_chunks(Path(path), [data], verify)
 
 
+def append_bytes(path: Path | str, data: bytes, at: int) -> None:
+    """Make a file hold `data` from byte `at` to its end, durably; the file is made where it is missing.
+
+    Errors: `DiskFullError`, `OSError`. What stood before `at` is as it was, and the same call can be tried again.
+    """
+    path = Path(path)
+    try:
+        descriptor = _open(path, os.O_RDWR | os.O_CREAT | _BINARY, 0o666)
+        try:
+            os.ftruncate(descriptor, at)
+            os.lseek(descriptor, at, os.SEEK_SET)
+            _write_all(descriptor, data)
+            _fsync(descriptor)
+        finally:
+            _close(descriptor)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise DiskFullError(path.parent) from error
+        raise
+    if at == 0:
+        flush_folder(path.parent)
+
+
 def json_bytes(value: Any) -> bytes:
     """JSON as `write_json` writes it: sorted keys, indented, LF, UTF-8."""
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
@@ -128,10 +151,17 @@ def write_safetensors(
 
 
 def read_safetensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors (on the CPU) and metadata of a safetensors file, in memory of their own: the file need not stay."""
-    with safe_open(str(path), framework="pt") as file:
-        # get_tensor gives a view of the mapped file, and Windows neither renames nor deletes a file that is mapped
-        return {name: file.get_tensor(name).clone() for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    """Tensors (on the CPU) and metadata of a safetensors file, in memory of their own: the file need not stay.
+
+    Errors: `ValueError` when it is not such a file; `OSError`.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            # get_tensor gives a view of the mapped file, and Windows neither renames nor deletes a file that is mapped
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            return tensors, dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file, or it is cut off: {error}") from error
 
 
 def sha256_of(path: Path | str) -> str:
