@@ -144,8 +144,8 @@ class LatentCache:
                 for entry, future in islice(loaded, len(batch)):
                     try:
                         group.append((entry, future.result()))
-                    except (pictures.PictureError, OSError) as error:
-                        reasons.update(dict.fromkeys(entry.keys, str(error)))
+                    except pictures.PictureError as error:
+                        reasons.update(dict.fromkeys(entry.keys, error.reason))
                 if group:
                     _encode(group, autoencoder, device, dtype, store, reasons)
                 num_done += len(batch)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -39,7 +40,10 @@ class Shards:
         self._place: dict[str, int] = {}  # key -> index into _paths
         self._facts: dict[str, str] = {}  # key -> JSON, which is a fifth of the size of the values in memory
         self._pending: dict[str, dict[str, Tensor]] = {}
-        self._pending_bytes = 0
+        # All that is pending lies in one block: small tensors that stay, among the large ones that come and go while
+        # pictures are encoded, would leave holes in the heap that nothing fits into, gigabytes in all.
+        self._buffer: Tensor | None = None
+        self._used_bytes = 0
         self._open: OrderedDict[int, tuple[Any, dict[str, list[str]]]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -74,12 +78,13 @@ class Shards:
 
     def add(self, key: str, tensors: dict[str, Tensor], facts: dict[str, Any] | None = None) -> None:
         """Add an entry; on disk after the next `flush`. Tensors are copied. Errors: `OSError` from a full shard."""
-        copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        self._pending[key] = copies
-        self._facts[key] = json.dumps(facts or {})
-        self._pending_bytes += sum(t.numel() * t.element_size() for t in copies.values())
-        if self._pending_bytes >= MAX_SHARD_BYTES or len(self._pending) >= MAX_SHARD_ENTRIES:
+        num_bytes = sum(_padded_bytes(t) for t in tensors.values())
+        if self._used_bytes + num_bytes > MAX_SHARD_BYTES or len(self._pending) >= MAX_SHARD_ENTRIES:
             self.flush()
+        if self._buffer is None:
+            self._buffer = torch.empty(max(MAX_SHARD_BYTES, num_bytes), dtype=torch.uint8)
+        self._pending[key] = {name: self._copied(tensor) for name, tensor in tensors.items()}
+        self._facts[key] = json.dumps(facts or {})
 
     def flush(self) -> None:
         """Write what was added since the last time, durably. Errors: `OSError`; what is pending then stays pending."""
@@ -95,21 +100,26 @@ class Shards:
         with self._lock:
             self._place.update(dict.fromkeys(self._pending, len(self._paths)))
             self._paths.append(path)
-            self._pending = {}
-            self._pending_bytes = 0
+            self._pending, self._buffer, self._used_bytes = {}, None, 0
 
     def facts(self, key: str) -> dict[str, Any]:
         """The facts given with an entry. Errors: `KeyError`."""
         return json.loads(self._facts[key])
 
     def read(self, key: str) -> dict[str, Tensor]:
-        """The tensors of an entry, which the caller must not change. Errors: `KeyError`, `OSError`."""
+        """The tensors of an entry, copied. Errors: `KeyError`, `OSError`."""
         with self._lock:
             if key in self._pending:
-                return self._pending[key]
+                return {name: tensor.clone() for name, tensor in self._pending[key].items()}
             shard, names = self._opened(self._place[key])
             # a tensor of an open shard is a view of the mapped file; only a copy lets go of it
             return {name: shard.get_tensor(f"{key}/{name}").clone() for name in names[key]}
+
+    def _copied(self, tensor: Tensor) -> Tensor:
+        assert self._buffer is not None
+        start, self._used_bytes = self._used_bytes, self._used_bytes + _padded_bytes(tensor)
+        place = self._buffer[start : start + tensor.numel() * tensor.element_size()]
+        return place.view(tensor.dtype).view(tensor.shape).copy_(tensor.detach())
 
     def _opened(self, index: int) -> tuple[Any, dict[str, list[str]]]:
         if index in self._open:
@@ -128,3 +138,8 @@ class Shards:
 
     def _file_name(self, digest: str) -> str:
         return f"{self._kind}-{digest[:32]}.safetensors"
+
+
+def _padded_bytes(tensor: Tensor) -> int:
+    """Bytes of a tensor, up to where one of any dtype may start."""
+    return -(-tensor.numel() * tensor.element_size() // 16) * 16
