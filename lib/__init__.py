@@ -25,11 +25,14 @@ A file imports its own layer and below; tests/test_layers.py reads the imports a
     L3  records.py       the files of the records: rows, offsets, reading
         recorder.py      per-sample loss rows and the three means
         probe.py         controlled loss: fixed noise, fixed t, network on against off
+        comparison.py    comparing losses fairly: in pairs, and at matched timesteps
         charts.py        plots from the records (matplotlib, imported late)
         report.py        the report page of a run
         checkpoints.py   the network and the full training state, each with its SHA-256
         run_folder.py    where one run keeps everything: settings, owner, resume, fork
         strip.py         checkpoint strips: composition and labels
+        network_keys.py  the layers of any network file, told by keys and shapes
+        inspection.py    what a network file is, and what of a model it matches
         trainer.py       the loop
     L4  standalone/      a third host over diffusers: command line, headless runs, demo
 """
