@@ -174,6 +174,7 @@ class RateConfig:
 
     schedule: str = setting("1e-4", "learning rate over the run, such as 0->1e-4:10%, 1e-4->0 cosine", kind="schedule")
     text_encoder: str = setting("", "schedule of the text encoders; empty means the same", kind="schedule")
+    factor: float = setting(1.0, "factor on every schedule", min=0.0, max=1e6)
     stop_at_end: bool = setting(False, "stop where the schedule ends instead of refusing one that ends before the run")
 
 

@@ -6,6 +6,7 @@ that is cut anywhere goes on bit for bit from its newest checkpoint.
 
 from __future__ import annotations
 
+import hashlib
 import statistics
 import time
 from collections import deque
@@ -16,13 +17,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .checkpoints import RunFolder, TrainState
+from .checkpoints import TrainState
 from .config import RunConfig
 from .data.cache import LatentCache
-from .data.conditioner import Conditioner, caption_sha
-from .data.loader import Loader, Position
+from .data.conditioner import Conditioner
+from .data.loader import Loader
 from .data.sample import Batch
 from .diffusion_loss import DiffusionLoss
+from .files import DiskFullError
 from .frozen import attached
 from .host import Host, Progress
 from .loss_scaler import LossScaler
@@ -32,6 +34,7 @@ from .optimizers import Ema, Optimizer
 from .previews import make_previews
 from .probe import Probe
 from .recorder import Recorder
+from .run_folder import RunFolder
 from .trainables import Trainable
 
 RETRY_SECONDS = 20.0  # between attempts to save while the disk is full
@@ -62,10 +65,11 @@ class Trainer:
     conditioner: Conditioner
     loss: DiffusionLoss
     optimizer: Optimizer
-    rates: Sequence[ResolvedSchedule]  # one per parameter group
+    group_names: Sequence[str]
+    rates: Sequence[ResolvedSchedule]  # one per group
     recorder: Recorder
     probe: Probe | None
-    metadata: Callable[[str, int], dict[str, str]]  # (file stem, step) -> what the published file says of itself
+    metadata: Callable[[str, int, int], dict[str, str]]  # (file stem, step, epoch) -> what the file says of itself
     compute_dtype: torch.dtype
     ema: Ema | None = None
     step: int = 0
@@ -86,6 +90,9 @@ class Trainer:
         """Where the run ends: the shortest schedule decides."""
         return min(rate.num_steps for rate in self.rates)
 
+    def _rates(self, step: int) -> list[float]:
+        return [self.config.rate.factor * rate.rate(step) for rate in self.rates]
+
     def state(self) -> TrainState:
         """Exactly what the next step depends on, keyed by file names."""
         optimizer_tensors, optimizer_values = self.optimizer.state()
@@ -97,7 +104,7 @@ class Trainer:
             "position": self._position.to_dict(),
             "loss_scaler": self._scaler.state(),
             "num_nonfinite": self._num_nonfinite,
-            "ema": self.ema.values() if self.ema else {},
+            "ema_updates": self.ema.num_updates if self.ema else 0,
         }
         return TrainState(
             step=self.step,
@@ -108,25 +115,23 @@ class Trainer:
         )
 
     def restore(self, state: TrainState) -> None:
-        """Go on where `state` was taken. Errors: `ValueError` naming what is missing."""
+        """Go on where `state` was taken; the loader is there already. Errors: `ValueError` naming what is missing."""
 
         def of(part: str) -> dict[str, Tensor]:
             prefix = part + "."
             return {name[len(prefix) :]: t for name, t in state.tensors.items() if name.startswith(prefix)}
 
-        missing = {"optimizer", "position", "loss_scaler", "num_nonfinite", "ema"} - state.values.keys()
+        missing = {"optimizer", "position", "loss_scaler", "num_nonfinite", "ema_updates"} - state.values.keys()
         if missing:
             raise ValueError(f"the state of step {state.step} lacks {', '.join(sorted(missing))}; it cannot be resumed")
         self.trainable.restore(of("trainable"))
         self.optimizer.restore(of("optimizer"), state.values["optimizer"])
         if self.ema:
-            self.ema.restore(of("ema"), state.values["ema"])
+            self.ema.restore(of("ema"), state.values["ema_updates"])
         self._scaler.restore(state.values["loss_scaler"])
         self._num_nonfinite = state.values["num_nonfinite"]
         self.step, self.images_seen = state.step, state.images_seen
         self._saved_step = state.step
-        self._position = Position.from_dict(state.values["position"])
-        self.loader.seek(self._position)
 
     def train(self) -> Outcome:
         """Train to the end, or to a stop request; either way everything is saved when this returns.
@@ -156,9 +161,9 @@ class Trainer:
                 self.save()
                 return Outcome("stopped", self.step)
             epoch = self._position.epoch
-            rates = [rate.rate(self.step) for rate in self.rates]
+            rates = self._rates(self.step)
             norm = self._one_step(rates)
-            self.recorder.end_step(self.step, dict(zip(self.optimizer.group_names, rates, strict=True)), norm)
+            self.recorder.end_step(self.step, dict(zip(self.group_names, rates, strict=True)), norm)
             self.step += 1
             self._position = self.loader.position
             if self.step % self.config.record.flush_every_steps == 0:
@@ -201,7 +206,7 @@ class Trainer:
             self.optimizer.step()
             self._stepping = False
             if self.ema:
-                self.ema.update()
+                self.ema.update(self.optimizer.published(self._parameters))
             self._num_nonfinite = 0
         elif not self._scaler.enabled or loss_value - loss_value != 0.0:
             # with fp16 a gradient that overflows is how the scale is found; only the loss itself counts there
@@ -225,7 +230,7 @@ class Trainer:
             self.step,
             batch.epoch,
             batch.names,
-            [caption_sha(c) for c in batch.captions],
+            [_sha(c) for c in batch.captions],
             drawn.t,
             losses.detach(),
             weight,
@@ -255,7 +260,7 @@ class Trainer:
         self.run.save(
             self.state(),
             self.trainable.export(weights, dtype),
-            lambda stem: self.metadata(stem, self.step),
+            lambda stem: self.metadata(stem, self.step, self._position.epoch),
             keep_last=self.config.save.keep_last,
             pins=self.config.save.pins,
         )
@@ -287,7 +292,7 @@ class Trainer:
                 step=self.step,
                 num_steps=self.num_steps,
                 loss=self.recorder.smoothed,
-                rate=self.rates[0].rate(max(0, self.step - 1)),
+                rate=self._rates(max(0, self.step - 1))[0],
                 seconds_per_step=self._seconds,
                 seconds_left=self._seconds * (self.num_steps - self.step),
                 memory_mb=peak_mb(self.host.device),
@@ -327,6 +332,10 @@ class Trainer:
         preview = self.config.preview
         asked = self._due(preview.every_steps) or (preview.at_cycle_ends and self._at_cycle_end())
         return bool(preview.prompts) and asked
+
+
+def _sha(caption: str) -> str:
+    return hashlib.sha256(caption.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 @contextmanager

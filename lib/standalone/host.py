@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..checkpoints import fingerprint
+from ..fingerprint import fingerprint
 from ..frozen import plain_weight
 from ..host import Conditioning, Progress, SampleRequest
 from ..recompute import recomputed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -46,35 +47,55 @@ def load_pipeline(
     Errors: `ValueError` saying what the folder or file lacks.
     """
     try:
-        from diffusers import StableDiffusionPipeline
+        import transformers.utils.logging
+        from diffusers.utils import logging
     except ImportError as error:
         raise ValueError('the standalone host needs diffusers: pip install "sd-atelier[standalone]"') from error
+    for library in (logging, transformers.utils.logging):
+        # a user of the command line reads our lines, not the loader's bars and advice
+        library.set_verbosity_error()
+        library.disable_progress_bar()
     if not path.exists():
         raise ValueError(f"model {path} does not exist; give a diffusers folder or a .safetensors file")
     options: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False, "local_files_only": True}
     info = {"name": path.stem if path.is_file() else path.name}
-    if path.is_dir():
-        if not (path / "model_index.json").is_file():
-            raise ValueError(f"{path} is not a diffusers folder: model_index.json is missing")
-        try:
-            pipeline = StableDiffusionPipeline.from_pretrained(
-                path, torch_dtype=dtype, feature_extractor=None, **options
+    with warnings.catch_warnings():
+        # diffusers renames torch_dtype to dtype; both ends of the range of versions know the old name
+        warnings.filterwarnings("ignore", message=".*torch_dtype", category=FutureWarning)
+        if path.is_dir():
+            pipeline = _folder(path, dtype, options)
+        elif path.suffix == ".safetensors":
+            info["sha256"] = sha256_of(path)
+            pipeline = _single_file(path, dtype, tokenizer, prediction, options)
+        else:
+            raise ValueError(
+                f"{path} is neither a folder nor a .safetensors file; other formats can run code and are not read"
             )
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path} cannot be loaded as a Stable Diffusion 1.x or 2.x pipeline: {error}") from error
-    elif path.suffix == ".safetensors":
-        info["sha256"] = sha256_of(path)
-        with tempfile.TemporaryDirectory() as folder:
-            write_configuration(path, Path(folder), prediction)
-            pipeline = StableDiffusionPipeline.from_single_file(
-                str(path), config=folder, tokenizer=_tokenizer(tokenizer), torch_dtype=dtype, **options
-            )
-    else:
-        raise ValueError(
-            f"{path} is neither a folder nor a .safetensors file; other formats can run code and are not read"
-        )
     pipeline.vae.to(torch.float32)
     return pipeline, info
+
+
+def _folder(path: Path, dtype: torch.dtype, options: dict[str, Any]) -> Any:
+    from diffusers import StableDiffusionPipeline
+
+    if not (path / "model_index.json").is_file():
+        raise ValueError(f"{path} is not a diffusers folder: model_index.json is missing")
+    try:
+        return StableDiffusionPipeline.from_pretrained(path, torch_dtype=dtype, feature_extractor=None, **options)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be loaded as a Stable Diffusion 1.x or 2.x pipeline: {error}") from error
+
+
+def _single_file(
+    path: Path, dtype: torch.dtype, tokenizer: Path | None, prediction: str, options: dict[str, Any]
+) -> Any:
+    from diffusers import StableDiffusionPipeline
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_configuration(path, Path(folder), prediction)
+        return StableDiffusionPipeline.from_single_file(
+            str(path), config=folder, tokenizer=_tokenizer(tokenizer), torch_dtype=dtype, **options
+        )
 
 
 def _tokenizer(folder: Path | None) -> Any:

@@ -1,0 +1,337 @@
+"""From a host and a configuration to a trainer: data, caches, network, optimizer, run folder.
+
+`start` makes a run, `resume` goes on with one as it was, `fork` branches off from one of its checkpoints with changed
+settings. Whatever can be wrong is found here, before step 0.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .checkpoints import TrainState
+from .config import RunConfig, checked, merge
+from .data.cache import LatentCache
+from .data.conditioner import Conditioner
+from .data.loader import Loader, Position
+from .data.sample import Sample
+from .data.scan import counts, scan
+from .diffusion_loss import DiffusionLoss
+from .fingerprint import fingerprint
+from .host import Host
+from .lr_schedule import ResolvedSchedule, parse
+from .network_metadata import checkpoint_metadata, network_metadata
+from .optimizers import Ema, Group, create
+from .probe import Probe
+from .recorder import Recorder
+from .registry import ALGORITHMS, SPELLINGS
+from .run_folder import RunFolder
+from .trainables import Trainable
+from .trainer import Trainer
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Prepared:
+    """A trainer that is ready, in a run folder that is owned, and what a user should know before step 0."""
+
+    trainer: Trainer
+    run: RunFolder
+    notes: list[str]
+    summary: str
+
+
+Report = Callable[[str], None]
+
+
+class StoppedError(RuntimeError):
+    """The user stopped before step 0."""
+
+
+@contextmanager
+def start(host: Host, config: RunConfig, parent: Path, report: Report = lambda text: None) -> Iterator[Prepared]:
+    """A new run in a new folder below `parent`. `report` gets a sentence for each phase.
+
+    Errors: `ValueError` for settings, data or a model that do not fit together.
+    """
+    config = _checked(config)
+    with _data(host, config, parent, report) as data:
+        run = RunFolder.create(parent, config.name, config, **_identity(host, data))
+        with run.owner():
+            trainer = _trainer(host, config, run, data)
+            yield Prepared(trainer, run, data.notes + _rate_notes(trainer.rates), _summary(trainer, data))
+
+
+@contextmanager
+def resume(
+    host: Host, folder: Path, changes: dict[str, Any] | None = None, report: Report = lambda text: None
+) -> Iterator[Prepared]:
+    """Go on with a run from its newest whole checkpoint, bit for bit.
+
+    `changes` are settings nested as in `config.from_dict`; only those without effect on what is computed pass.
+    Errors: `ResumeRefused` with a line for each thing that changed.
+    """
+    run = RunFolder.open(folder)
+    config = _checked(merge(run.config, changes or {}))
+    with run.owner(), _data(host, config, run.path.parent, report) as data:
+        notes = run.resume(config, **_identity(host, data))
+        state, _, damaged = run.load()
+        trainer = _trainer(host, config, run, data, state)
+        report(
+            f"goes on at step {state.step} with the weights, the {config.optimizer.name} state, the order of the pictures, "
+            "their noise, the rate and the records as they were"
+        )
+        yield Prepared(trainer, run, data.notes + notes + damaged, _summary(trainer, data))
+
+
+@contextmanager
+def fork(
+    host: Host,
+    source: Path,
+    step: int | None,
+    changes: dict[str, Any],
+    parent: Path,
+    report: Report = lambda text: None,
+) -> Iterator[Prepared]:
+    """A new run that goes on from a checkpoint of another (its newest if `step` is None), with changed settings.
+
+    Optimizer state, moving average and data position come along; with another batch size the rest of the epoch is
+    planned anew, with other data the next epoch starts. Errors: `ValueError`, also where the network would be another.
+    """
+    old = RunFolder.open(source)
+    config = _checked(merge(old.config, changes))
+    if config.trainable != old.config.trainable or config.optimizer.name != old.config.optimizer.name:
+        raise ValueError(
+            "a fork keeps the network and the optimizer, since it takes over their state; trainable.* and optimizer.name "
+            "cannot change"
+        )
+    state, _, notes = old.load(step)
+    with _data(host, config, parent, report) as data:
+        position, loop = _position(state), old.config.loop
+        if old.description["data"] == data.cache.manifest:
+            position = data.loader.replan(
+                position, batch_size=loop.batch_size, accumulate=loop.accumulate, seed=loop.seed
+            )
+        else:
+            position = position.afresh()
+            notes.append("the data set changed: an epoch starts with it")
+        run = RunFolder.fork(
+            old,
+            state.step,
+            parent,
+            config.name,
+            config,
+            **_identity(host, data),
+            values={"position": position.to_dict()},
+        )
+        with run.owner():
+            state, _, _ = run.load()
+            trainer = _trainer(host, config, run, data, state)
+            yield Prepared(trainer, run, data.notes + notes, _summary(trainer, data))
+
+
+def base_of(host: Host) -> dict[str, Any]:
+    """The fingerprint of the loaded model, its layers under their names in files."""
+    names = SPELLINGS.get(host.family)()  # type: ignore[operator]
+
+    def layers() -> Iterator[tuple[str, torch.Tensor]]:
+        for part, root in host.parts.items():
+            for module_name, layer in root.named_modules():
+                if isinstance(layer, (nn.Linear, nn.Conv2d)):
+                    yield names.file_name(part, module_name), host.weight_of(layer)[0]
+
+    return fingerprint(layers())
+
+
+def _identity(host: Host, data: _Data) -> dict[str, Any]:
+    """What a run is made of besides its settings; the versions are information, and a change of them is said."""
+    return {
+        "versions": {
+            "host": host.name,
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "autoencoder": host.autoencoder.key,
+            **{f"model {key}": value for key, value in host.model_info.items()},
+        },
+        "base": base_of(host),
+        "data_manifest": data.cache.manifest,
+    }
+
+
+def _position(state: TrainState) -> Position:
+    if "position" not in state.values:
+        raise ValueError(f"the state of step {state.step} lacks the position in the data; it cannot be resumed")
+    return Position.from_dict(state.values["position"])
+
+
+@dataclass
+class _Data:
+    samples: list[Sample]
+    cache: LatentCache
+    conditioner: Conditioner
+    loader: Loader
+    notes: list[str]
+
+
+def _checked(config: RunConfig) -> RunConfig:
+    config = checked(config)
+    if (config.loop.steps is None) == (config.loop.epochs is None):
+        given = "neither" if config.loop.steps is None else "both"
+        raise ValueError(f"give loop.steps or loop.epochs, got {given}")
+    for text in (config.rate.schedule, config.rate.text_encoder, *(r.rate for r in config.trainable.rules)):
+        if text:
+            parse(text)
+    return config
+
+
+@contextmanager
+def _data(host: Host, config: RunConfig, parent: Path, report: Report) -> Iterator[_Data]:
+    data, caches = config.data, parent / ".atelier-cache"
+    report("reads the data set")
+    scanned = scan(data, host.autoencoder.scale_px)
+    notes = [str(problem) for problem in scanned.problems]
+    report(
+        f"{len(scanned.samples)} pictures in {len({s.bucket for s in scanned.samples})} buckets; encodes what is new"
+    )
+    cache, problems = LatentCache.build(
+        caches / "latents",
+        scanned.samples,
+        host.autoencoder,
+        device=host.device,
+        flip=data.flip,
+        alpha_mask=data.alpha_mask,
+        max_megapixels=data.max_megapixels,
+        stop_requested=host.stop_requested,
+    )
+    if not cache.complete:
+        raise StoppedError("stopped while the pictures were encoded; what is encoded is kept")
+    left_out = {problem.path for problem in problems if problem.severity == "error"}
+    notes += [str(problem) for problem in problems]
+    samples = [s for s in scanned.samples if s.path not in left_out]
+    train_text = config.trainable.text_encoder
+    conditioner = Conditioner(host.text, caches / "text", host.device, train_text)
+    constant = not (data.shuffle_tags or data.tag_dropout or data.caption_dropout)
+    if not train_text and constant:
+        report("encodes the captions")
+        notes += conditioner.prepare([s.caption for s in samples], stop_requested=host.stop_requested)
+    notes += _long_captions(host, samples, data.max_token_chunks)
+    loader = Loader(
+        samples,
+        cache,
+        data,
+        batch_size=config.loop.batch_size,
+        accumulate=config.loop.accumulate,
+        seed=config.loop.seed,
+    )
+    try:
+        yield _Data(samples, cache, conditioner, loader, notes)
+    finally:
+        loader.close()
+
+
+def _long_captions(host: Host, samples: list[Sample], max_chunks: int) -> list[str]:
+    notes = []
+    for caption in {s.caption: s for s in samples}.values():
+        num_tokens = host.text.num_tokens(caption.caption)
+        if num_tokens > 75 * max_chunks:
+            notes.append(
+                f"{caption.name}: the caption has {num_tokens} tokens and is cut after {75 * max_chunks}; "
+                "shorten it or raise data.max_token_chunks"
+            )
+    return notes
+
+
+def _trainer(
+    host: Host,
+    config: RunConfig,
+    run: RunFolder,
+    data: _Data,
+    state: TrainState | None = None,
+) -> Trainer:
+    done = 0 if state is None else state.step
+    if state is not None:
+        data.loader.seek(_position(state))
+    # counted from here, since a branch may have other epochs behind it than ahead
+    num_steps = config.loop.steps or done + data.loader.num_steps_until(config.loop.epochs or 0)
+    if done > num_steps:
+        raise ValueError(f"the run is at step {done}, past loop.steps {num_steps}; give more steps")
+    trainable: Trainable = ALGORITHMS.get(config.trainable.algorithm)(config.trainable, config.loop.seed)  # type: ignore[operator]
+    trainable.prepare(host)
+    parameters = trainable.parameters()
+    groups: dict[str, Group] = {}
+    rates = []
+    for name, (own_rate, names) in trainable.groups().items():
+        of_part = config.rate.text_encoder if name.startswith("te") else ""
+        schedule = parse(own_rate or of_part or config.rate.schedule)
+        rates.append(schedule.resolve(num_steps, data.loader.num_steps_per_epoch, config.rate.stop_at_end))
+        groups[name] = Group(params=[parameters[n] for n in names], names=names, lr=0.0)
+    optimizer = create(config.optimizer.name, list(groups.values()), config.optimizer)
+    for step in {
+        s for rate in rates for piece in rate.pieces for s in (piece.first, piece.end - 1) if s < rate.num_steps
+    }:
+        # an optimizer that wants one rate for all refuses here, not in the middle of the run
+        optimizer.set_rates([rate.rate(step) for rate in rates])
+    loss = DiffusionLoss(host, config.objective, config.loop.seed)
+    record = config.record
+    probe = None
+    if record.probe_every_steps:
+        probe = Probe(host, loss, data.samples, record.probe_images, record.probe_timesteps, config.loop.seed)
+    metadata = network_metadata(
+        config,
+        data.samples,
+        family=host.family,
+        prediction=loss.prediction,
+        model_info=host.model_info,
+        network=trainable.metadata(),
+        num_steps=num_steps,
+        created=run.created,
+    )
+    trainer = Trainer(
+        host=host,
+        config=config,
+        run=run,
+        trainable=trainable,
+        loader=data.loader,
+        cache=data.cache,
+        conditioner=data.conditioner,
+        loss=loss,
+        optimizer=optimizer,
+        group_names=list(groups),
+        rates=rates,
+        recorder=Recorder(run.path, record, config.loop.seed, list(groups)),
+        probe=probe,
+        metadata=lambda stem, step, epoch: checkpoint_metadata(metadata, stem, step, epoch),
+        compute_dtype=DTYPES.get(config.loop.compute_dtype, host.compute_dtype),
+        ema=Ema(parameters, config.loop.ema_decay) if config.loop.ema_decay else None,
+    )
+    if state is not None:
+        trainer.recorder.restore(state.records)
+        trainer.restore(state)
+    return trainer
+
+
+def _summary(trainer: Trainer, data: _Data) -> str:
+    loop = trainer.config.loop
+    given = ""
+    if loop.epochs is not None:
+        steps = counts(data.samples, loop.batch_size, loop.accumulate, loop.epochs)
+        given = f" for {loop.epochs} epochs"
+        if steps.by_formula != steps.by_buckets:
+            given += f" ({steps.by_formula} if buckets could share batches)"
+    num_values = sum(p.numel() for p in trainer.trainable.parameters().values())
+    return (
+        f"{len(data.samples)} pictures, {data.loader.num_steps_per_epoch} steps an epoch, {trainer.num_steps} steps{given}; "
+        f"{len(trainer.trainable.layer_names())} layers, {num_values / 1e6:.2f} million trained values"
+    )
+
+
+def _rate_notes(rates: list[ResolvedSchedule]) -> list[str]:
+    return list(dict.fromkeys(note for rate in rates for note in rate.notes))

@@ -1,0 +1,205 @@
+"""`atelier train`: options or a TOML file, and what is common to the commands that train."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from ...config import RunConfig, from_dict
+from ...forms import form
+from ...host import Host
+from ...preparation import Prepared, start
+from ...report import write_report
+from ..host import StandaloneHost
+from ..pipeline import choose_device, choose_dtype, load_pipeline
+from ..progress import StopRequest, Terminal
+
+# Options that have a name of their own; every other setting is reached by --set.
+SHORT = {
+    "name": "name",
+    "steps": "loop.steps",
+    "epochs": "loop.epochs",
+    "batch_size": "loop.batch_size",
+    "resolution": "data.resolution",
+    "rate": "rate.schedule",
+    "rank": "trainable.rank",
+    "alpha": "trainable.alpha",
+    "optimizer": "optimizer.name",
+    "seed": "loop.seed",
+    "dtype": "loop.compute_dtype",
+    "save_every": "save.every_steps",
+}
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Which model, and where it runs."""
+    parser.add_argument(
+        "--model", type=Path, required=required, help="diffusers folder or .safetensors checkpoint of SD 1.x or 2.x"
+    )
+    parser.add_argument("--tokenizer", type=Path, help="CLIP tokenizer folder, for a single-file checkpoint")
+    parser.add_argument(
+        "--prediction",
+        choices=("epsilon", "v"),
+        default="epsilon",
+        help="of a single-file checkpoint, which does not say",
+    )
+    parser.add_argument(
+        "--clip-skip", type=int, default=1, help="1 takes the text encoder's last layer, 2 the one before"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+
+
+def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
+    """Settings of the run."""
+    helps = {widget.path: widget.help for group in form(RunConfig) for widget in group.widgets}
+    for name, path in SHORT.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", dest=name, metavar="VALUE", help=f"{helps[path]} ({path})")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SETTING=VALUE", help="any setting by its dotted name; repeatable"
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `atelier train`."""
+    parser.add_argument("config", nargs="?", type=Path, help="settings as TOML or JSON; options override them")
+    add_model_arguments(parser)
+    parser.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="FOLDER[,trigger=WORD][,repeats=N][,weight=X][,regularization]",
+        help="a folder of pictures; repeatable",
+    )
+    add_setting_arguments(parser)
+    parser.add_argument("--output", type=Path, default=Path("runs"), help="folder that run folders are made in")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train. Returns 0 when finished, 3 when stopped."""
+    values = _read(args.config) if args.config else {}
+    if args.data:
+        values.setdefault("data", {})["concepts"] = [_concept(text) for text in args.data]
+    put(values, given(args))
+    config = from_dict(RunConfig, values)
+    return train(args, config, lambda host, say: start(host, config, args.output, say))
+
+
+def given(args: argparse.Namespace) -> dict[str, Any]:
+    """Dotted setting -> value, of the options that were given."""
+    settings = {
+        path: _value(path, getattr(args, name)) for name, path in SHORT.items() if getattr(args, name) is not None
+    }
+    for text in args.set:
+        path, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f'--set takes SETTING=VALUE, got "{text}"')
+        settings[path.strip()] = _value(path.strip(), value.strip())
+    return settings
+
+
+def put(values: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Put dotted settings into nested values."""
+    for path, value in settings.items():
+        *parents, leaf = path.split(".")
+        place = values
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise ValueError(f'unknown setting "{path}"')
+        place[leaf] = value
+    return values
+
+
+def train(
+    args: argparse.Namespace,
+    config: RunConfig,
+    prepare: Callable[[Host, Callable[[str], None]], AbstractContextManager[Prepared]],
+) -> int:
+    """Load the model, train what `prepare` makes of it, write the report; the exit code."""
+    terminal = Terminal()
+    stop = StopRequest(terminal)
+    with stop.listening():
+        device = choose_device(args.device)
+        terminal.say(f"loads {args.model}")
+        pipeline, info = load_pipeline(
+            args.model,
+            dtype=choose_dtype(config.loop.compute_dtype, device),
+            tokenizer=args.tokenizer,
+            prediction=args.prediction,
+        )
+        host = StandaloneHost(
+            pipeline,
+            model_info=info,
+            device=device,
+            clip_skip=args.clip_skip,
+            max_token_chunks=config.data.max_token_chunks,
+            on_progress=terminal.show,
+            stop_requested=lambda: stop.requested,
+        )
+        with prepare(host, terminal.say) as prepared:
+            for note in prepared.notes:
+                terminal.say(f"note: {note}")
+            trainer = prepared.trainer
+            terminal.say(prepared.summary)
+            outcome = trainer.train()
+            for note in trainer.notes:
+                terminal.say(f"note: {note}")
+    report = write_report(prepared.run.path)
+    latest = prepared.run.checkpoints.networks()[outcome.step]
+    print(f"{outcome.reason} at step {outcome.step}")
+    for what, path in (("network", latest), ("losses", prepared.run.path / "loss.csv"), ("report", report)):
+        print(f"{what + ':':9}{path}")
+    if outcome.reason == "stopped":
+        print(f"go on with: atelier resume {prepared.run.path} --model {args.model}")
+        return 3
+    return 0
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} does not exist; give a TOML or JSON file with settings") from error
+    if path.suffix == ".json":
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} must hold a table of settings")
+        return values
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not TOML: {error}") from error
+
+
+def _concept(text: str) -> dict[str, Any]:
+    folder, *options = text.split(",")
+    concept: dict[str, Any] = {"folder": folder.strip()}
+    for option in options:
+        name, _, value = option.strip().partition("=")
+        concept[name] = True if name == "regularization" and not value else _value(f"data.concepts.{name}", value)
+    return concept
+
+
+# Read as text although they look like numbers: a rate is a schedule.
+_TEXTS = ("rate.schedule", "rate.text_encoder", "name", "data.concepts.trigger")
+
+
+def _value(path: str, text: str) -> Any:
+    """A setting's value from the command line: JSON where it is that, else the text itself."""
+    if path in _TEXTS:
+        return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
