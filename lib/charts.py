@@ -2,7 +2,7 @@
 
 matplotlib is imported late and through its object interface only: no pyplot, no backend chosen, no global setting
 written, so that drawing changes nothing in the host that draws. The style is explicit on each artist.
-Columns are those that `recorder` reads: dicts of column name -> array. Empty records give a chart that says so.
+Columns are those that `records` reads: dicts of column name -> array. Empty records give a chart that says so.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import files
-from .comparison import bins_of, by_picture, paired_interval, picture_means
+from .comparison import bins_of, by_picture, owners, paired_interval, picture_means
 
 Columns = Mapping[str, NDArray]
 
@@ -116,19 +116,19 @@ def timestep_plot(rows: Columns, path: Path) -> None:
     if t.size == 0:
         _say_empty(figure, axes, "no losses recorded yet", path)
         return
-    pictures = [p.image for p in by_picture(image, t, loss)]
-    named = sorted(pictures[: len(_CYCLE) * len(_MARKERS)])
+    pictures, owner = owners(image)
+    named = sorted(p.image for p in by_picture(image, t, loss)[: len(_CYCLE) * len(_MARKERS)])
+    codes = [pictures.index(name) for name in named]
     bins = bins_of(t, loss)
     # Drawn after the bins are computed from every row: only the dots are thinned out.
     some = np.sort(np.random.default_rng(0).permutation(t.size)[:_MAX_POINTS])
     size = float(np.clip(12_000 / some.size, 4, 24))
-    of_some = image[some]
-    rest = ~np.isin(of_some, named)
+    rest = ~np.isin(owner[some], codes)
     if rest.any():
         label = f"{len(pictures) - len(named)} more pictures"
         axes.scatter(t[some][rest], loss[some][rest], s=size, color=FAINT, alpha=0.5, linewidths=0, label=label)
     for i, name in enumerate(named):
-        own = some[of_some == name]
+        own = some[owner[some] == codes[i]]
         colour, marker = _CYCLE[i % len(_CYCLE)], _MARKERS[i // len(_CYCLE)]
         axes.scatter(
             t[own], loss[own], s=size, color=colour, marker=marker, alpha=0.6, linewidths=0, label=_short(name)
@@ -166,7 +166,7 @@ def probe_plot(rows: Columns, path: Path) -> None:
     axes.plot(
         at, [on[r].mean() for r in rows_at], color=BLUE, linewidth=1.8, marker="o", markersize=4, label="network on"
     )
-    num_pictures = np.unique(rows["image"][rows_at[-1]]).size
+    num_pictures = len(set(rows["image"][rows_at[-1]]))
     _label(axes, "Controlled loss", f"{num_pictures} pictures at fixed timesteps, the same noise at each step")
     _legend(axes)
     mean, low, high = intervals.T

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,13 +34,18 @@ def paired_interval(differences: Floats) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def picture_means(image: NDArray, values: Floats) -> Floats:
+def picture_means(image: Iterable[str], values: Floats) -> Floats:
     """The mean of each picture's values, (pictures,). The pairs of one picture share its noise, so that it is pictures,
     not pairs of picture and timestep, that are independent of each other."""
-    names, owner = np.unique(np.asarray(image), return_inverse=True)
-    return np.bincount(owner, np.asarray(values, dtype=np.float64), names.size) / np.bincount(
-        owner, minlength=names.size
-    )
+    _, owner = owners(image)
+    return np.bincount(owner, np.asarray(values, dtype=np.float64)) / np.bincount(owner)
+
+
+def owners(image: Iterable[str]) -> tuple[list[str], NDArray[np.intp]]:
+    """The pictures' names in the order in which they first appear, and the index of each row's picture, (rows,)."""
+    codes: dict[str, int] = {}
+    owner = np.fromiter((codes.setdefault(str(name), len(codes)) for name in image), dtype=np.intp)
+    return list(codes), owner
 
 
 @functools.lru_cache(maxsize=1024)
@@ -113,25 +119,25 @@ class PictureLoss:
     relative_error: float  # its standard error; nan below two rows
 
 
-def by_picture(image: NDArray, t: Floats, loss: Floats, num_bins: int = 20) -> list[PictureLoss]:
+def by_picture(image: Iterable[str], t: Floats, loss: Floats, num_bins: int = 20) -> list[PictureLoss]:
     """One entry a picture, highest relative loss first. Rows are in the order in which they were recorded."""
     loss = np.asarray(loss, dtype=np.float64)
-    names, owner = np.unique(np.asarray(image), return_inverse=True)
+    names, owner = owners(image)
     finite = np.isfinite(loss)
-    num_bad = np.bincount(owner[~finite], minlength=names.size)
+    num_bad = np.bincount(owner[~finite], minlength=len(names))
     owner, t, loss = owner[finite], np.asarray(t, dtype=np.float64)[finite], loss[finite]
     bins = bins_of(t, loss, num_bins)
     usual = bins.mean[bins.index]
     # where every loss of a bin is 0 no picture differs from the others
     ratio = np.divide(loss, usual, out=np.ones_like(loss), where=usual > 0)
-    count = np.bincount(owner, minlength=names.size)
-    latest = np.full(names.size, np.nan)
+    count = np.bincount(owner, minlength=len(names))
+    latest = np.full(len(names), np.nan)
     latest[owner] = loss  # of repeated indices the last one stays
     with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.bincount(owner, loss, names.size) / count
-        relative = np.bincount(owner, ratio, names.size) / count
-        squares = np.bincount(owner, (ratio - relative[owner]) ** 2, names.size)
+        mean = np.bincount(owner, loss, len(names)) / count
+        relative = np.bincount(owner, ratio, len(names)) / count
+        squares = np.bincount(owner, (ratio - relative[owner]) ** 2, len(names))
         error = np.where(count > 1, np.sqrt(squares / (count - 1) / count), np.nan)
     columns = (count, num_bad, mean, latest, relative, error)
-    entries = [PictureLoss(str(n), *v) for n, *v in zip(names, *(c.tolist() for c in columns), strict=True)]
+    entries = [PictureLoss(n, *v) for n, *v in zip(names, *(c.tolist() for c in columns), strict=True)]
     return sorted(entries, key=lambda e: (-e.relative if math.isfinite(e.relative) else math.inf, e.image))

@@ -25,14 +25,16 @@ def run_columns(num_rows):
 def loss_rows(num_rows, num_images=3, top=1000.0):
     rng = np.random.default_rng(0)
     t = rng.uniform(0, top, num_rows)
-    image = np.array([f"toy/{i:03d}.png" for i in range(num_images)])[rng.integers(0, num_images, num_rows)]
+    image = np.array([f"toy/{i:03d}.png" for i in range(num_images)], dtype=object)[
+        rng.integers(0, num_images, num_rows)
+    ]
     return {"image": image, "t": t, "loss": rng.lognormal(-2, 0.5, num_rows)}
 
 
 def probe_rows(num_steps, num_pairs):
     step = np.repeat(np.arange(num_steps) * 50, num_pairs)
     base = np.tile(0.1 + 0.01 * np.arange(num_pairs), num_steps)
-    image = np.tile(np.arange(num_pairs) // 2, num_steps).astype(str)
+    image = np.tile(np.arange(num_pairs) // 2, num_steps).astype(str).astype(object)
     return {"step": step, "image": image, "t": base, "loss": base * 0.9, "loss_base": base}
 
 

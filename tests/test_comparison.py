@@ -44,7 +44,7 @@ def test_too_few_pairs_claim_nothing():
 
 def test_each_picture_counts_once_however_many_rows_it_has():
     image, values = np.array(["b", "a", "b", "b"]), np.array([1.0, 7.0, 2.0, 6.0])
-    assert comparison.picture_means(image, values).tolist() == [7.0, 3.0]
+    assert comparison.picture_means(image, values).tolist() == [3.0, 7.0]
 
 
 def test_bins_hold_every_row_and_their_means_and_errors():
