@@ -8,7 +8,8 @@ whatever else the machine does hits all of them; the ratio is taken in each roun
 first step must agree, or the contenders do not compute the same thing and the run fails.
 
 Needs diffusers and PEFT, Linux, 4 GB of disk, and memory for the contenders that run together (up to 6 GiB each in
-fp32, 3 in bf16). Times in seconds, memory in MiB: resident after loading, and its peak from there on.
+fp32, 3 in bf16). Times in seconds: on the clock, and of the process on all its cores, which is steadier at one thread
+where other work shares the machine. Memory in MiB: resident after loading, and its peak from there on.
 """
 
 from __future__ import annotations
@@ -110,6 +111,7 @@ def compare(names: list[str], dtype: str, batch: int, args: argparse.Namespace, 
             "contender": c.name,
             "reference": names[-1],
             **summary(seconds[c.name], seconds[names[-1]]),
+            "cpu_seconds": statistics.median(s["cpu_seconds"] for s in c.steps[args.warmup :]),
             "rest_mb": c.start["rest_mb"],
             "peak_mb": peaks[c.name],
             "memory": peaks[c.name] / peaks[names[-1]],
@@ -138,8 +140,8 @@ def _start(name: str, dtype: str, batch: int, args: argparse.Namespace, files: t
 
 
 HEADER = (
-    "| dtype | batch | contender | s/step | min..max | speed | peak MiB | memory | at rest MiB | first loss |\n"
-    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    "| dtype | batch | contender | s/step | min..max | speed | CPU s/step | peak MiB | memory | at rest MiB | loss |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
 )
 
 
@@ -147,7 +149,7 @@ def table_line(row: dict[str, Any]) -> str:
     """A row of figures as a line of the Markdown table."""
     return (
         f"| {row['dtype']} | {row['batch']} | {row['contender']} | {row['seconds']:.3f} "
-        f"| {row['min']:.3f}..{row['max']:.3f} | {row['speed']:.2f} x {row['reference']} "
+        f"| {row['min']:.3f}..{row['max']:.3f} | {row['speed']:.2f} x {row['reference']} | {row['cpu_seconds']:.3f} "
         f"| {row['peak_mb']:.0f} | {row['memory']:.2f} | {row['rest_mb']:.0f} | {row['first_loss']:.5f} |"
     )
 

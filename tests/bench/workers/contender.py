@@ -148,6 +148,7 @@ def serve(build: Callable[[Setup], Step]) -> None:
         if line.strip() != "step":
             raise ValueError(f'the driver may only say "step", got {line!r}')
         batch = batch_of(setup, number)
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         loss = step(batch)
-        reply({"seconds": time.perf_counter() - started, "loss": loss, **memory_mb()})
+        seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
+        reply({"seconds": seconds, "cpu_seconds": cpu_seconds, "loss": loss, **memory_mb()})
