@@ -10,47 +10,26 @@ Latents (C, h, w) float32, scaled as the denoiser sees them; masks (1, h, w) flo
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .. import files
 from ..host import Autoencoder
-from . import pictures
+from . import encode
+from .encode import Entry
 from .sample import Sample
+from .scan import Problem
 from .shards import Shards
-
-# Raise it when pictures.load prepares a picture differently: latents of before are then no longer used.
-PREPARATION = 1
-
-# A picture of more than this many pixels is decoded while no other such is, so that threads do not multiply it.
-LARGE_PIXELS = 16_000_000
-
-Problem = tuple[str, str]  # name of the sample, why it is left out
 
 
 class _Store(Protocol):
     def facts(self, key: str) -> dict[str, Any]: ...
     def read(self, key: str) -> dict[str, Tensor]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    sample: Sample
-    content: str  # start of the SHA-256
-    keys: tuple[str, ...]  # of the picture as it is and, where built so, mirrored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +47,12 @@ class LatentEntry:
 class LatentCache:
     """The latents of the samples that it was built from.
 
-    `notes` are sentences for the user. `complete` is false after a stop: some samples then have no latents.
+    `complete` is false after a stop: samples then have no latents that are no problem either.
     """
 
-    def __init__(self, store: _Store, entries: dict[str, _Entry], notes: list[str], complete: bool = True) -> None:
+    def __init__(self, store: _Store, entries: dict[str, Entry], complete: bool = True) -> None:
         self._store = store
         self._entries = entries
-        self.notes = notes
         self.complete = complete
 
     @classmethod
@@ -93,7 +71,9 @@ class LatentCache:
         on_progress: Callable[[int, int], None] | None = None,
         stop_requested: Callable[[], bool] | None = None,
     ) -> tuple[LatentCache, list[Problem]]:
-        """Encode what `folder` does not hold yet. Returns the cache, and the samples that had to be left out.
+        """Encode what `folder` does not hold yet. Returns the cache, and what a user should know.
+
+        A problem of severity "error" is a picture that has no latents and must be left out.
 
         dtype is that of the pictures given to the autoencoder (float32 if None). With a batch size other than 1 the
         last bits of latents may depend on which pictures were encoded together. on_progress(done, total) counts the
@@ -102,80 +82,43 @@ class LatentCache:
         """
         stopped = stop_requested or (lambda: False)
         dtype = dtype or torch.float32
-        maker = [PREPARATION, autoencoder.key, str(dtype), alpha_mask]
-        store = Shards(folder, "latents")
+        made_by = [encode.PREPARATION, autoencoder.key, str(dtype), alpha_mask]
         reasons: dict[str, str] = {}  # sample name or entry key -> why there are no latents
-        entries: dict[str, _Entry] = {}
-        with closing(_ahead(files.sha256_of, ((s, s.path) for s in samples))) as hashed:
-            for sample, future in hashed:
-                if stopped():
-                    break
-                try:
-                    content = future.result()
-                except OSError as error:
-                    reasons[sample.name] = f"cannot be read: {error.strerror or error}"
-                    continue
-                variants = [[*maker, content, *sample.bucket, m] for m in ((False, True) if flip else (False,))]
-                keys = tuple(_sha256(json.dumps(v))[:32] for v in variants)
-                entries[sample.name] = _Entry(sample, content[:16], keys)
-
+        entries = encode.entries_of(samples, made_by, flip, reasons, stopped)
+        store = Shards(folder, "latents")
         damaged = store.find(key for entry in entries.values() for key in entry.keys)
-        notes = [f"{name} in {folder} is damaged; what it held is encoded again" for name in damaged]
+        problems = [Problem(path, "is damaged; what it held is encoded again", "warning") for path in damaged]
 
         # equal pictures are encoded once; bucket by bucket, so that a batch can be filled
         missing = {e.keys: e for e in entries.values() if not all(key in store for key in e.keys)}
-        buckets: dict[tuple[int, int], list[_Entry]] = {}
+        buckets: dict[tuple[int, int], list[Entry]] = {}
         for entry in missing.values():
             buckets.setdefault(entry.sample.bucket, []).append(entry)
         batches = [b[i : i + batch_size] for b in buckets.values() for i in range(0, len(b), batch_size)]
-        large = threading.Lock()
-
-        def load(entry: _Entry) -> pictures.Picture:
-            s = entry.sample
-            with large if s.size[0] * s.size[1] > LARGE_PIXELS else nullcontext():
-                return pictures.load(s.path, s.bucket, alpha_mask, max_megapixels)
-
         num_done = 0
-        with store, closing(_ahead(load, ((e, e) for batch in batches for e in batch))) as loaded:
+        with store, closing(encode.loaded(batches, alpha_mask, max_megapixels, reasons)) as groups:
             for batch in batches:
                 if stopped():
                     break
-                group: list[tuple[_Entry, pictures.Picture]] = []
-                for entry, future in islice(loaded, len(batch)):
-                    try:
-                        group.append((entry, future.result()))
-                    except pictures.PictureError as error:
-                        reasons.update(dict.fromkeys(entry.keys, error.reason))
-                if group:
-                    _encode(group, autoencoder, device, dtype, store, reasons)
+                if group := next(groups):
+                    encode.encode_group(group, autoencoder, device, dtype, store, reasons)
                 num_done += len(batch)
                 if on_progress:
                     on_progress(num_done, len(missing))
-        return cls._of(samples, entries, store, notes, reasons)
 
-    @classmethod
-    def _of(
-        cls,
-        samples: Sequence[Sample],
-        entries: dict[str, _Entry],
-        store: Shards,
-        notes: list[str],
-        reasons: dict[str, str],
-    ) -> tuple[LatentCache, list[Problem]]:
-        problems, complete = [], True
+        usable, complete = {}, True
         for sample in samples:
             entry = entries.get(sample.name)
-            keys = [] if entry is None else list(entry.keys)
-            reason = next((reasons[k] for k in [sample.name, *keys] if k in reasons), None)
+            names = [sample.name] if entry is None else entry.keys
+            reason = next((reasons[name] for name in names if name in reasons), None)
             if reason is not None:
-                problems.append((sample.name, reason))
-                entries.pop(sample.name, None)
-            elif entry is None or not all(key in store for key in keys):
+                problems.append(Problem(sample.path, reason, "error"))
+            elif entry is None or not all(key in store for key in entry.keys):
                 complete = False
-                entries.pop(sample.name, None)
             else:
-                notes += [f"{sample.name}: {note}" for note in store.facts(keys[0])["notes"]]
-        return cls(store, entries, notes, complete), problems
+                problems += [Problem(sample.path, note, "note") for note in store.facts(entry.keys[0])["notes"]]
+                usable[sample.name] = entry
+        return cls(store, usable, complete), problems
 
     @classmethod
     def from_latents(cls, latent_entries: Iterable[LatentEntry]) -> LatentCache:
@@ -184,10 +127,12 @@ class LatentCache:
         Errors: `ValueError` when a tensor has the wrong shape, or when latents of one bucket differ in shape.
         """
         store = _Memory()
-        entries: dict[str, _Entry] = {}
+        entries: dict[str, Entry] = {}
         shapes: dict[tuple[int, int], tuple[int, ...]] = {}
         for given in latent_entries:
             name, shape = given.sample.name, tuple(given.latents.shape)
+            if name in entries:
+                raise ValueError(f"two samples are called {name}; names must be unique")
             expected = shapes.setdefault(given.sample.bucket, shape)
             if len(shape) != 3 or shape != expected:
                 raise ValueError(f"{name}: latents must be (C, h, w) and alike in a bucket, {expected}; got {shape}")
@@ -196,13 +141,18 @@ class LatentCache:
             if given.mask is not None and given.mask.shape != (1, *shape[1:]):
                 raise ValueError(f"{name}: the mask must be {(1, *shape[1:])}, got {tuple(given.mask.shape)}")
             entries[name] = store.add(given)
-        return cls(store, entries, [])
+        return cls(store, entries)
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    @property
+    def samples(self) -> list[Sample]:
+        """The samples that have latents, in the order in which they were given."""
+        return [entry.sample for entry in self._entries.values()]
 
     def get(self, name: str, flipped: bool = False) -> tuple[Tensor, Tensor | None]:
         """Latents (C, h, w) and mask (1, h, w) or None, of the picture or of the mirrored picture; not to be changed.
@@ -261,58 +211,6 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _ahead(work: Callable[[Any], Any], items: Iterable[tuple[Any, Any]]) -> Generator[tuple[Any, Future], None, None]:
-    """For each (item, argument) in order: the item, and the future of work(argument), a few of which run ahead."""
-    num_threads = min(4, os.cpu_count() or 1)
-    pool = ThreadPoolExecutor(num_threads)
-    running: deque[tuple[Any, Future]] = deque()
-    try:
-        for item, argument in items:
-            running.append((item, pool.submit(work, argument)))
-            if len(running) > num_threads:
-                yield running.popleft()
-        while running:
-            yield running.popleft()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _encode(
-    group: list[tuple[_Entry, pictures.Picture]],
-    autoencoder: Autoencoder,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    store: Shards,
-    reasons: dict[str, str],
-) -> None:
-    """Encode pictures of one bucket, as they are and mirrored where asked, and add them to the store."""
-    for flipped in range(len(group[0][0].keys)):
-        wanted = [(e.keys[flipped], p) for e, p in group if e.keys[flipped] not in store]
-        if not wanted:
-            continue
-        pixels = torch.stack([torch.from_numpy(p.pixels).permute(2, 0, 1) for _, p in wanted])
-        x = pixels.to(device).float().div(127.5).sub(1).to(dtype)
-        with torch.no_grad():
-            latents = autoencoder.encode(x.flip(3) if flipped else x).float().cpu()
-        size = tuple(side // autoencoder.scale_px for side in x.shape[2:])
-        assert latents.shape[2:] == size, f"latents of {tuple(x.shape)} must be {size}, got {tuple(latents.shape)}"
-        for (key, picture), one in zip(wanted, latents, strict=True):
-            if not torch.isfinite(one).all():
-                reasons[key] = "the autoencoder gave values that are not finite; run it in fp32 or bf16"
-                continue
-            tensors = {"latents": one}
-            if picture.mask is not None:
-                mask = F.interpolate(torch.from_numpy(picture.mask)[None, None], size, mode="area")[0]
-                tensors["mask"] = mask.flip(2) if flipped else mask
-            geometry = picture.geometry
-            facts = {
-                "resized": list(geometry.resized),
-                "crop": [geometry.crop_left, geometry.crop_top],
-                "notes": list(picture.notes),
-            }
-            store.add(key, tensors, facts)
-
-
 class _Memory:
     """A store of latents in memory."""
 
@@ -320,16 +218,16 @@ class _Memory:
         self._tensors: dict[str, dict[str, Tensor]] = {}
         self._facts: dict[str, dict[str, Any]] = {}
 
-    def add(self, given: LatentEntry) -> _Entry:
+    def add(self, given: LatentEntry) -> Entry:
         sample = given.sample
         content = hashlib.sha256()
         keys = []
         for flipped, latents in enumerate((given.latents, given.flipped)):
             if latents is None:
                 continue
-            tensors = {"latents": latents.detach().to("cpu", torch.float32)}
+            tensors = {"latents": latents.detach().to("cpu", torch.float32, copy=True)}
             if given.mask is not None:
-                mask = given.mask.detach().to("cpu", torch.float32)
+                mask = given.mask.detach().to("cpu", torch.float32, copy=True)
                 tensors["mask"] = mask.flip(2) if flipped else mask
             for tensor in tensors.values():
                 content.update(tensor.contiguous().numpy().tobytes())
@@ -337,7 +235,7 @@ class _Memory:
             self._tensors[key] = tensors
             self._facts[key] = {"resized": list(given.resized or sample.bucket), "crop": list(given.crop)}
             keys.append(key)
-        return _Entry(sample, content.hexdigest()[:16], tuple(keys))
+        return Entry(sample, content.hexdigest()[:16], tuple(keys))
 
     def facts(self, key: str) -> dict[str, Any]:
         return self._facts[key]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..host import Conditioning, TextEncoder
+from .scan import Problem
 from .shards import Shards
 
 
@@ -56,8 +57,8 @@ class Conditioner:
         captions: Iterable[str],
         on_progress: Callable[[int, int], None] | None = None,
         stop_requested: Callable[[], bool] | None = None,
-    ) -> list[str]:
-        """Encode these and the empty caption; the text encoder may then leave memory. Returns notes for the user.
+    ) -> list[Problem]:
+        """Encode these and the empty caption; the text encoder may then leave memory. Returns what to tell the user.
 
         For captions that never change: what is dropped or shuffled at each visit is better encoded when it comes.
         on_progress(done, total) counts the captions to encode. A stop between two captions keeps what is encoded.
@@ -65,10 +66,10 @@ class Conditioner:
         """
         assert not self._train_text, "a text encoder that is trained has no constant encodings"
         keys = {caption: self._key(caption) for caption in dict.fromkeys(["", *captions])}
-        notes = []
+        problems = []
         if isinstance(self._prepared, Shards):
             damaged = self._prepared.find(keys.values())
-            notes = [f"{name} in the text cache is damaged; what it held is encoded again" for name in damaged]
+            problems = [Problem(path, "is damaged; what it held is encoded again", "warning") for path in damaged]
         todo = {caption: key for caption, key in keys.items() if key not in self._prepared}
         try:
             for num_done, (caption, key) in enumerate(todo.items(), start=1):
@@ -84,7 +85,7 @@ class Conditioner:
         finally:
             if isinstance(self._prepared, Shards):
                 self._prepared.flush()
-        return notes
+        return problems
 
     def _entry(self, caption: str) -> Conditioning:
         if caption in self._recent:

@@ -56,15 +56,15 @@ class Shards:
     def __contains__(self, key: object) -> bool:
         return key in self._facts
 
-    def find(self, keys: Iterable[str]) -> list[str]:
-        """Look for these keys in the folder. Returns the names of damaged shards, if some keys were then not found."""
+    def find(self, keys: Iterable[str]) -> list[Path]:
+        """Look for these keys in the folder. Returns the damaged shards, if some keys were then not found."""
         missing = set(keys) - self._facts.keys()
         damaged = []
         for path in sorted(self._folder.glob(f"{self._kind}-*.safetensors")):
             if not missing:
                 break
             if path.name != self._file_name(files.sha256_of(path)):
-                damaged.append(path.name)
+                damaged.append(path)
                 continue
             with safe_open(str(path), framework="pt") as shard:
                 facts = json.loads(shard.metadata()["facts"])

@@ -12,8 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from sd_atelier.lib.data import cache as cache_module
-from sd_atelier.lib.data import pictures, shards
+from sd_atelier.lib.data import encode, pictures, shards
 from sd_atelier.lib.data.cache import LatentCache, LatentEntry, manifest_difference
 from sd_atelier.lib.data.sample import Sample
 
@@ -116,9 +115,9 @@ def test_the_mirrored_picture_is_encoded_rather_than_its_latents_mirrored(tmp_pa
 def test_a_second_run_encodes_nothing_and_reads_the_same_bits(tmp_path, samples):
     first, _, _ = build(tmp_path, samples, flip=True)
     before = {p.name: p.stat().st_mtime_ns for p in shard_paths(tmp_path)}
-    second, _, autoencoder = build(tmp_path, samples, flip=True)
+    second, problems, autoencoder = build(tmp_path, samples, flip=True)
     assert autoencoder.num_encoded == 0
-    assert second.notes == []
+    assert problems == []
     assert {p.name: p.stat().st_mtime_ns for p in shard_paths(tmp_path)} == before
     for s in samples:
         for flipped in (False, True):
@@ -167,7 +166,7 @@ def test_whatever_changes_the_latents_changes_the_key(tmp_path, samples, change,
     elif change == "bucket":
         samples = [make_sample(s.path, (64, 56)) for s in samples]
     else:
-        monkeypatch.setattr(cache_module, "PREPARATION", cache_module.PREPARATION + 1)
+        monkeypatch.setattr(encode, "PREPARATION", encode.PREPARATION + 1)
     assert [build(tmp_path, samples, FakeAutoencoder(key), **options)[2].num_encoded for _ in range(2)] == [5, 0]
 
 
@@ -223,8 +222,9 @@ def test_bad_pictures_are_named_and_left_out(tmp_path, samples):
     gone = bad.with_name("gone.png")
     named = [make_sample(p) for p in (bad, empty, gone)]
     cache, problems, _ = build(tmp_path, [named[0], *samples, *named[1:]])
-    assert [name for name, _ in problems] == ["set/bad.png", "set/empty.png", "set/gone.png"]
-    assert all(reason for _, reason in problems)
+    assert [(p.path, p.severity) for p in problems] == [(bad, "error"), (empty, "error"), (gone, "error")]
+    assert all(p.text for p in problems)
+    assert cache.samples == samples
     assert cache.complete
     assert cache.manifest.keys() == {s.name for s in samples}
 
@@ -232,13 +232,14 @@ def test_bad_pictures_are_named_and_left_out(tmp_path, samples):
 def test_a_picture_over_the_limit_is_left_out(tmp_path, samples):
     cache, problems, _ = build(tmp_path, samples, max_megapixels=0.001)
     assert len(problems) == 5
-    assert "max_megapixels" in problems[0][1]
+    assert "max_megapixels" in problems[0].text
     assert len(cache) == 0
 
 
 def test_latents_that_are_not_finite_are_named_and_never_cached(tmp_path, samples):
     cache, problems, _ = build(tmp_path, samples, FakeAutoencoder(not_finite=[1]), batch_size=2)
-    assert problems == [(samples[1].name, "the autoencoder gave values that are not finite; run it in fp32 or bf16")]
+    assert [(p.path, p.severity) for p in problems] == [(samples[1].path, "error")]
+    assert problems[0].text == "has latents that are not finite; run the autoencoder in fp32 or bf16"
     assert len(cache) == 4
     cache, problems, autoencoder = build(tmp_path, samples)
     assert (len(cache), problems, autoencoder.num_encoded) == (5, [], 1)
@@ -246,10 +247,9 @@ def test_latents_that_are_not_finite_are_named_and_never_cached(tmp_path, sample
 
 def test_notes_on_a_picture_are_said_in_every_run(tmp_path):
     path = paint(tmp_path / "a.png", alpha=True)
-    first, _, _ = build(tmp_path, [make_sample(path)])
-    assert len(first.notes) == 1
-    assert first.notes[0].startswith("set/a.png: ")
-    assert build(tmp_path, [make_sample(path)])[0].notes == first.notes
+    _, first, _ = build(tmp_path, [make_sample(path)])
+    assert [(p.path, p.severity) for p in first] == [(path, "note")]
+    assert build(tmp_path, [make_sample(path)])[1] == first
 
 
 def truncate(path):
@@ -284,14 +284,12 @@ def test_a_damaged_shard_is_noticed_and_only_its_entries_are_encoded_again(tmp_p
     (path,) = set(shard_paths(tmp_path)) - set(whole)
     damage(path)
     cache, problems, autoencoder = build(tmp_path, samples)
-    assert problems == []
+    assert [(p.path, p.severity) for p in problems] == [(path, "warning")]
     assert autoencoder.num_encoded == 3
-    assert len(cache.notes) == 1
-    assert path.name in cache.notes[0]
     for s in samples:
         assert torch.equal(cache.get(s.name)[0], expected(s))
-    cache, _, autoencoder = build(tmp_path, samples)
-    assert (autoencoder.num_encoded, cache.notes) == (0, [])
+    _, problems, autoencoder = build(tmp_path, samples)
+    assert (autoencoder.num_encoded, problems) == (0, [])
 
 
 def test_a_lost_shard_is_encoded_again(tmp_path, samples):
@@ -435,19 +433,24 @@ def test_latents_from_memory_have_the_same_face():
     assert cache.sizes("a", True) == (300, 200, 3, 0, 96, 64)
     other = LatentCache.from_latents([LatentEntry(sample=sample, latents=latents + 1)])
     assert manifest_difference(cache.manifest, other.manifest) == ["a: picture changed"]
+    flipped.fill_(0)  # the host's own tensor
+    assert cache.get("a", True)[0].abs().sum() > 0
 
 
 def test_latents_from_memory_of_the_wrong_shape_are_refused():
     sample = Sample(name="a", path=Path("a"), caption="", size=(64, 64), bucket=(64, 64))
+    other = Sample(name="b", path=Path("b"), caption="", size=(64, 64), bucket=(64, 64))
     good = torch.zeros(4, 8, 8)
     for wrong in (
         [LatentEntry(sample=sample, latents=good[None])],
-        [LatentEntry(sample=sample, latents=good), LatentEntry(sample=sample, latents=torch.zeros(4, 8, 9))],
+        [LatentEntry(sample=other, latents=torch.zeros(4, 8, 9)), LatentEntry(sample=sample, latents=good)],
         [LatentEntry(sample=sample, latents=good, flipped=good[:3])],
         [LatentEntry(sample=sample, latents=good, mask=torch.zeros(8, 8))],
     ):
         with pytest.raises(ValueError, match=r"a: .*must be"):
             LatentCache.from_latents(wrong)
+    with pytest.raises(ValueError, match="two samples are called a"):
+        LatentCache.from_latents([LatentEntry(sample=sample, latents=good)] * 2)
 
 
 MEMORY = """

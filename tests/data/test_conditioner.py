@@ -142,8 +142,8 @@ def test_a_damaged_shard_is_noticed_and_encoded_again(tmp_path):
     path.write_bytes(data)
     encoder = FakeText()
     conditioner = Conditioner(encoder, tmp_path, "cpu", False)
-    (note,) = conditioner.prepare(CAPTIONS)
-    assert path.name in note
+    (problem,) = conditioner.prepare(CAPTIONS)
+    assert (problem.path, problem.severity) == (path, "warning")
     assert len(encoder.encoded) == 4
     assert equal(conditioner(CAPTIONS), {n: t.detach() for n, t in FakeText().encode(CAPTIONS).items()})
 

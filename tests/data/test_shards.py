@@ -80,7 +80,7 @@ def test_damage_that_costs_nothing_is_not_reported(tmp_path):
         store.add("a", {"x": torch.ones(1)})
     (tmp_path / "kind-0.safetensors").write_bytes(b"broken")
     assert Shards(tmp_path, "kind").find(["a"]) == []
-    assert Shards(tmp_path, "kind").find(["a", "b"]) == ["kind-0.safetensors"]
+    assert Shards(tmp_path, "kind").find(["a", "b"]) == [tmp_path / "kind-0.safetensors"]
 
 
 def test_a_folder_that_is_not_there_holds_nothing(tmp_path):
