@@ -123,23 +123,7 @@ def train(
     terminal = Terminal()
     stop = StopRequest(terminal)
     with stop.listening():
-        device = choose_device(args.device)
-        terminal.say(f"loads {args.model}")
-        pipeline, info = load_pipeline(
-            args.model,
-            dtype=choose_dtype(config.loop.compute_dtype, device),
-            tokenizer=args.tokenizer,
-            prediction=args.prediction,
-        )
-        host = StandaloneHost(
-            pipeline,
-            model_info=info,
-            device=device,
-            clip_skip=args.clip_skip,
-            max_token_chunks=config.data.max_token_chunks,
-            on_progress=terminal.show,
-            stop_requested=lambda: stop.requested,
-        )
+        host = load_host(args, config, config.loop.compute_dtype, terminal, stop)
         with prepare(host, terminal.say) as prepared:
             for note in prepared.notes:
                 terminal.say(f"note: {note}")
@@ -157,6 +141,26 @@ def train(
         print(f"go on with: atelier resume {prepared.run.path} --model {args.model}")
         return 3
     return 0
+
+
+def load_host(
+    args: argparse.Namespace, config: RunConfig, dtype: str, terminal: Terminal, stop: StopRequest
+) -> StandaloneHost:
+    """The host that the model arguments ask for."""
+    device = choose_device(args.device)
+    terminal.say(f"loads {args.model}")
+    pipeline, info = load_pipeline(
+        args.model, dtype=choose_dtype(dtype, device), tokenizer=args.tokenizer, prediction=args.prediction
+    )
+    return StandaloneHost(
+        pipeline,
+        model_info=info,
+        device=device,
+        clip_skip=args.clip_skip,
+        max_token_chunks=config.data.max_token_chunks,
+        on_progress=terminal.show,
+        stop_requested=lambda: stop.requested,
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:
