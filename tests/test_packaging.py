@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import sd_atelier
 from sd_atelier import install
+from sd_atelier.lib.standalone.cli import COMMANDS
 from sd_atelier.nodes import NODES
 
 try:
@@ -111,6 +112,10 @@ def test_the_readme_has_one_command_to_run_and_one_to_test():
     ]
     named = {extra for command in commands for extra in re.findall(r"\[(\w+)\]", command)}
     assert named <= set(PROJECT["project"]["optional-dependencies"])
+
+
+def test_the_readme_names_every_command():
+    assert set(re.findall(r"^atelier (\w+)", README, re.MULTILINE)) == set(COMMANDS)
 
 
 def test_ci_runs_the_readmes_test_command():
