@@ -41,13 +41,13 @@ def compare_fingerprints(old: Mapping[str, Any], new: Mapping[str, Any]) -> list
     Values count as equal when they differ by no more than two roundings to the coarser of the two dtypes.
     """
     lines = []
-    for title, names in (("are missing", old.keys() - new.keys()), ("are new", new.keys() - old.keys())):
+    for title, names in (("missing", old.keys() - new.keys()), ("new", new.keys() - old.keys())):
         if names:
-            lines.append(f"base model: {len(names)} layers {title}: {_some(sorted(names))}")
+            lines.append(f"base model: layers {title} ({len(names)}): {_some(sorted(names))}")
     common = sorted(old.keys() & new.keys())
     unlike = [name for name in common if not _alike(old[name], new[name])]
     if unlike:
-        lines.append(f"base model: {len(unlike)} of {len(common)} layers have other weights: {_some(unlike)}")
+        lines.append(f"base model: weights differ in {len(unlike)} of {len(common)} layers: {_some(unlike)}")
     return lines
 
 

@@ -47,13 +47,14 @@ class Table:
             return
         if not self._ours and self.path.exists():
             raise ValueError(f"{self.path} has rows already; a run that goes on has to restore its records first")
+        self._ours = True
         header, rows = _header(self.columns), "".join(self._waiting).encode()
         if self.num_bytes:
             files.append_bytes(self.path, rows, len(header) + self.num_bytes)
         else:
             files.append_bytes(self.path, header + rows, 0)
         self.num_bytes += len(rows)
-        self._waiting, self._ours = [], True
+        self._waiting = []
 
     def cut(self, num_bytes: int) -> None:
         """Cut the file to so many bytes behind its header line. Errors: `ValueError` when they are not there."""
@@ -111,7 +112,8 @@ def losses_by_step(path: Path) -> Iterator[tuple[int, list[tuple[str, float]]]]:
     step, samples = -1, []
     for row in rows:
         try:
-            row_step, sample = int(row[0]), (_without_mark(row[2]), float(row[5]))
+            # the text is the shortest one for a float32, so as a float64 it is another number
+            row_step, sample = int(row[0]), (_without_mark(row[2]), float(np.float32(row[5])))
         except (ValueError, IndexError) as error:
             raise ValueError(f"{path} was changed: it has a row {row}") from error
         if row_step != step and samples:
