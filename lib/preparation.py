@@ -197,7 +197,6 @@ def _data(host: Host, config: RunConfig, parent: Path, report: Report) -> Iterat
     data, caches = config.data, parent / ".atelier-cache"
     report("reads the data set")
     scanned = scan(data, host.autoencoder.scale_px)
-    notes = [str(problem) for problem in scanned.problems]
     report(
         f"{len(scanned.samples)} pictures in {len({s.bucket for s in scanned.samples})} buckets; encodes what is new"
     )
@@ -213,15 +212,15 @@ def _data(host: Host, config: RunConfig, parent: Path, report: Report) -> Iterat
     )
     if not cache.complete:
         raise StoppedError("stopped while the pictures were encoded; what is encoded is kept")
-    left_out = {problem.path for problem in problems if problem.severity == "error"}
-    notes += [str(problem) for problem in problems]
-    samples = [s for s in scanned.samples if s.path not in left_out]
+    samples = list(cache.samples)
     train_text = config.trainable.text_encoder
     conditioner = Conditioner(host.text, caches / "text", host.device, train_text)
-    constant = not (data.shuffle_tags or data.tag_dropout or data.caption_dropout)
+    constant = not (data.shuffle_tags or data.tag_dropout)
     if not train_text and constant:
         report("encodes the captions")
-        notes += conditioner.prepare([s.caption for s in samples], stop_requested=host.stop_requested)
+        problems += conditioner.prepare([s.caption for s in samples], stop_requested=host.stop_requested)
+    # the scan and the cache see some of the same things
+    notes = list(dict.fromkeys(str(problem) for problem in (*scanned.problems, *problems)))
     notes += _long_captions(host, samples, data.max_token_chunks)
     loader = Loader(
         samples,
