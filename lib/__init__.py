@@ -27,6 +27,7 @@ A file imports its own layer and below; tests/test_layers.py reads the imports a
         probe.py         controlled loss: fixed noise, fixed t, network on against off
         comparison.py    comparing losses fairly: in pairs, and at matched timesteps
         charts.py        plots from the records (matplotlib, imported late)
+        verdicts.py      what the records say, in words
         report.py        the report page of a run
         checkpoints.py   the network and the full training state, each with its SHA-256
         run_folder.py    where one run keeps everything: settings, owner, resume, fork

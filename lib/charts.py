@@ -291,6 +291,7 @@ def _rate_text(value: float) -> str:
 
 def _short(name: str, most: int = 28) -> str:
     """The end of a file name is what tells files apart. matplotlib hides labels that start with an underscore."""
+    name = "".join(c if c.isprintable() else "\ufffd" for c in name)
     name = name if len(name) <= most else "…" + name[1 - most :]
     return " " + name if name.startswith("_") else name
 
