@@ -67,6 +67,17 @@ def make_run(parent, *, name="toy", images=("a.png", "b.png"), num_steps=12, set
     return run.path
 
 
+@pytest.fixture
+def plain_charts(monkeypatch):
+    """One pixel for each chart, where the page is what is looked at: charts have their own tests."""
+
+    def draw(columns, path):
+        Image.new("RGB", (1, 1)).save(path)
+
+    for name in ("loss_plot", "timestep_plot", "probe_plot"):
+        monkeypatch.setattr(report.charts, name, draw)
+
+
 class Page(HTMLParser):
     """Elements with their attributes, and the text outside of style."""
 
@@ -90,7 +101,7 @@ class Page(HTMLParser):
 
 
 @pytest.mark.parametrize("payload", PAYLOADS)
-def test_other_peoples_text_is_shown_and_never_obeyed(payload, tmp_path):
+def test_other_peoples_text_is_shown_and_never_obeyed(payload, plain_charts, tmp_path):
     settings = {
         "preview": {"prompts": [payload]},
         "data": {"concepts": [{"folder": payload, "trigger": payload}]},
@@ -116,7 +127,7 @@ def test_other_peoples_text_is_shown_and_never_obeyed(payload, tmp_path):
     assert shown in page.text
 
 
-def test_page_forbids_scripts_and_every_load(tmp_path):
+def test_page_forbids_scripts_and_every_load(plain_charts, tmp_path):
     page = Page(report.write_report(make_run(tmp_path)))
     policy = next(a["content"] for tag, a in page.elements if a.get("http-equiv") == "Content-Security-Policy")
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
@@ -140,7 +151,7 @@ def test_page_tells_the_run(tmp_path):
     assert {p.name for p in (folder / "report").iterdir()} == {"loss.png", "timesteps.png", "probe.png"}
 
 
-def test_changed_settings_are_strong_and_only_those(tmp_path):
+def test_changed_settings_are_strong_and_only_those(plain_charts, tmp_path):
     source = report.write_report(make_run(tmp_path, settings={"trainable": {"rank": 7}})).read_text()
     assert "<th>rank</th><td><strong>7</strong></td>" in source
     assert "<th>dropout</th><td>0.0</td>" in source
@@ -160,14 +171,14 @@ def test_records_and_checkpoints_may_be_missing(tmp_path):
     assert "was not measured" in text and "missing" in text
 
 
-def test_damaged_network_does_not_stop_the_report(tmp_path):
+def test_damaged_network_does_not_stop_the_report(plain_charts, tmp_path):
     folder = make_run(tmp_path)
     next(folder.glob("checkpoints/*")).write_bytes(b"x")
     assert "tiny-model" not in Page(report.write_report(folder)).text
 
 
 @pytest.mark.parametrize(("size", "kind"), [((300, 200), "png"), ((1900, 1500), "jpeg")])
-def test_strip_is_shown_and_a_large_one_reduced(size, kind, tmp_path):
+def test_strip_is_shown_and_a_large_one_reduced(size, kind, plain_charts, tmp_path):
     folder = make_run(tmp_path)
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "strip.png")
@@ -176,14 +187,14 @@ def test_strip_is_shown_and_a_large_one_reduced(size, kind, tmp_path):
     assert len(sources) == 4 and sources[0].startswith(f"data:image/{kind};base64,")
 
 
-def test_strip_that_is_no_picture_does_not_stop_the_report(tmp_path, monkeypatch):
+def test_strip_that_is_no_picture_does_not_stop_the_report(plain_charts, tmp_path, monkeypatch):
     folder = make_run(tmp_path)
     monkeypatch.setattr(report, "MAX_STRIP_BYTES", 3)
     (folder / "strip.png").write_bytes(b"not a picture")
     assert "cannot be shown here" in Page(report.write_report(folder)).text
 
 
-def test_long_list_of_pictures_is_cut_and_that_is_said(tmp_path, monkeypatch):
+def test_long_list_of_pictures_is_cut_and_that_is_said(plain_charts, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "MAX_PICTURES", 5)
     page = Page(report.write_report(make_run(tmp_path, images=tuple(f"{i}.png" for i in range(9)), num_steps=27)))
     assert "The 5 highest of 9 are shown." in page.text
