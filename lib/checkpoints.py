@@ -17,7 +17,6 @@ import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -244,9 +243,16 @@ class Checkpoints:
         kept = set(list(latest)[-keep_last:]) | set(pins)
         dropped = [p for p in points if p != latest[p.step] or p.step not in kept]
         if dropped:
-            protected = set(islice((p for p in points if p == newest or self._whole(p)), MIN_WHOLE))
+            protected: dict[int, _Point] = {}
+            for point in points:
+                if (
+                    len(protected) < MIN_WHOLE
+                    and point.step not in protected
+                    and (point == newest or self._whole(point))
+                ):
+                    protected[point.step] = point
             for point in reversed(dropped):
-                if point not in protected:
+                if protected.get(point.step) != point:
                     self._remove(point)
 
     def _remove(self, point: _Point) -> None:
