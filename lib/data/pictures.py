@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageCms, ImageFile
 
 from .buckets import Geometry, Size, crop_geometry
-from .headers import FAULTS, Header, PictureError, named_faults, open_plugin, parse_header, png_chunks, read_header
+from .headers import Header, PictureError, named_faults, open_plugin, parse_header, png_chunks, read_header
 
 __all__ = ["Header", "Picture", "PictureError", "check", "check_size", "load", "read_header"]
 
@@ -99,7 +99,7 @@ def _decode(path: Path, max_megapixels: float) -> tuple[Image.Image, Image.Image
         header = parse_header(path, file)
         check_size(path, header, max_megapixels)
         notes = list(header.warnings)
-        _check_whole(file, header)
+        _check_whole(path, file, header)
         with _pillow_set(header.size[0] * header.size[1]):
             image = open_plugin(file, header.format)
             image.load()
@@ -121,7 +121,7 @@ def _decode(path: Path, max_megapixels: float) -> tuple[Image.Image, Image.Image
         base = base.transpose(_UPRIGHT[header.orientation])
         alpha = alpha.transpose(_UPRIGHT[header.orientation]) if alpha is not None else None
     if base.size != header.size:
-        raise PictureError(path, f"is {base.size} when decoded and {header.size} by its header")
+        raise PictureError(path, f"is damaged: {base.size} when decoded, {header.size} by its header")
     return base, alpha, notes
 
 
@@ -129,8 +129,10 @@ def _split(image: Image.Image, format: str, notes: list[str]) -> tuple[Image.Ima
     """8-bit picture without alpha, and the alpha it had."""
     transparent = image.info.get("transparency")
     if image.mode == "F" or image.mode.startswith("I"):
-        values = np.asarray(image)
-        alpha = None
+        values, alpha = np.asarray(image), None
+        # Pillow turns TIFF's "0 is white" round for 8 bits only.
+        if format == "TIFF" and image.mode.startswith("I;16") and image.tag_v2.get(262) == 0:  # type: ignore[attr-defined]
+            values = 65535 - values
         # PNG names one shade of grey as the transparent one.
         if format == "PNG" and isinstance(transparent, int):
             alpha = Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
@@ -160,7 +162,7 @@ def _to_8_bits(values: np.ndarray, format: str, notes: list[str]) -> np.ndarray:
         return (values >> 8).astype(np.uint8)
     low, high = float(values.min()), float(values.max())
     if not np.isfinite(low + high):
-        raise ValueError("it holds values that are not finite")
+        raise ValueError("values that are not finite")
     full = next((f for f in ((1.0,) if values.dtype.kind == "f" else ()) + (255.0, 65535.0) if high <= f), None)
     if full is None or low < 0:
         notes.append(f"has values from {low:g} to {high:g}; stretched to 8 bits")
@@ -176,18 +178,13 @@ def _to_8_bits(values: np.ndarray, format: str, notes: list[str]) -> np.ndarray:
 
 def _to_srgb(image: Image.Image, profile: bytes, notes: list[str]) -> Image.Image:
     try:
-        from PIL import ImageCms
-    except ImportError:
-        notes.append("has a colour profile that this Pillow cannot apply (no LittleCMS); it is ignored")
-        return image
-    try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if image.mode == "L" and source.profile.xcolor_space.strip() == "RGB":  # type: ignore[attr-defined]
             image = image.convert("RGB")
         if image.mode == "RGB" and ImageCms.getProfileDescription(source).strip() in _SRGB_NAMES:
             return image
         converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except (ImageCms.PyCMSError, *FAULTS) as error:
+    except (ImageCms.PyCMSError, OSError, TypeError, ValueError, ImportError) as error:  # ImportError: built without
         notes.append(f"has a colour profile that cannot be applied and is ignored ({error})")
         return image
     assert converted is not None, "profileToProfile returns a picture unless it works in place"
@@ -207,13 +204,13 @@ def _cut(image: Image.Image, geometry: Geometry, bucket: Size, filter: Image.Res
     return image.resize(bucket, filter, box=box)
 
 
-def _check_whole(file: BinaryIO, header: Header) -> None:
+def _check_whole(path: Path, file: BinaryIO, header: Header) -> None:
     """What Pillow does not check, or not name: that PNG and WebP are there to the end, and the sums of PNG's pixels."""
     if header.format == "WEBP":
         file.seek(4)
         # One byte of padding may be missing.
         if header.num_bytes < 8 + int.from_bytes(file.read(4), "little") - 1:
-            raise ValueError("the file is truncated")
+            raise PictureError(path, "is truncated")
     if header.format != "PNG":
         return
     for kind, length in png_chunks(file):
@@ -223,17 +220,17 @@ def _check_whole(file: BinaryIO, header: Header) -> None:
             while length > 0:
                 data = file.read(min(length, 1 << 20))
                 if not data:
-                    raise ValueError("the file is truncated")
+                    raise PictureError(path, "is truncated")
                 total = zlib.crc32(data, total)
                 length -= len(data)
             stored = file.read(4)
             if len(stored) < 4:
-                raise ValueError("the file is truncated")
+                raise PictureError(path, "is truncated")
             if int.from_bytes(stored, "big") != total:
-                raise ValueError(f"the file is damaged: wrong checksum in its {kind.decode('ascii', 'replace')} part")
+                raise PictureError(path, f"is damaged: wrong checksum in its {kind.decode('ascii', 'replace')} part")
         if kind == b"IEND":
             return
-    raise ValueError("the file is truncated")
+    raise PictureError(path, "is truncated")
 
 
 _LOCK = threading.Lock()
