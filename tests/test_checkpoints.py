@@ -340,7 +340,7 @@ def test_a_damaged_checkpoint_does_not_count_as_one_of_the_two(tmp_path):
 
 def test_two_whole_checkpoints_remain_in_every_random_history(tmp_path):
     generator = random.Random(1)
-    for history in range(15):
+    for history in range(8):
         checkpoints = make(tmp_path / str(history))
         step = 0
         for _ in range(12):
