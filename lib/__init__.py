@@ -17,11 +17,14 @@ A file imports its own layer and below; tests/test_layers.py reads the imports a
         recompute.py     gradient checkpointing by blocks
         fingerprint.py   which base model this is, from 16 values of each layer
         means.py         exact means of losses, the same after any interruption
+        memory.py        how much is used, and whether an error means that it ran out
+        loss_scaler.py   the loss scale that keeps fp16 gradients from vanishing
         optimizers.py    names -> optimizers, state by file name
         lr_schedule/     the schedule grammar and its curves; a pure function step -> rate
         trainables/      what can be trained, one algorithm a file
     L2  keys/            module names <-> names in files, per model family
-        data/            scan, captions, buckets, pictures, cache, loader
+        data/            scan, captions, buckets, pictures, shards, encode, cache, loader, conditioner
+        diffusion_loss.py  the loss of a batch: from clean latents to one number a sample
     L3  records.py       the files of the records: rows, offsets, reading
         recorder.py      per-sample loss rows and the three means
         probe.py         controlled loss: fixed noise, fixed t, network on against off
@@ -34,6 +37,9 @@ A file imports its own layer and below; tests/test_layers.py reads the imports a
         strip.py         checkpoint strips: composition and labels
         network_keys.py  the layers of any network file, told by keys and shapes
         inspection.py    what a network file is, and what of a model it matches
+        previews.py      pictures at fixed seeds from the model as it is trained
+        network_metadata.py  what a published network says of itself
         trainer.py       the loop
+        preparation.py   from a host and a configuration to a trainer: start, resume, fork
     L4  standalone/      a third host over diffusers: command line, headless runs, demo
 """

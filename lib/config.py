@@ -303,7 +303,7 @@ def from_dict(cls: type[C], values: Any, path: str = "") -> C:
 
 
 def merge(config: C, values: dict[str, Any]) -> C:
-    """`config` with the settings in `values` (nested as in `from_dict`; lists replace) put in. Errors: as `from_dict`."""
+    """`config` with `values` (nested as in `from_dict`; lists replace) put in. Errors: as `from_dict`."""
 
     def over(base: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
         out = dict(base)
@@ -370,5 +370,5 @@ def _convert(kind: Any, field: dataclasses.Field, value: Any, where: str) -> Any
 
 
 def checked(config: C) -> C:
-    """`config` after every check that `from_dict` makes: for configurations that were built in code. Errors: as `from_dict`."""
+    """`config` after every check of `from_dict`, for one that was built in code. Errors: as `from_dict`."""
     return from_dict(type(config), to_dict(config))

@@ -21,7 +21,7 @@ from .timesteps import Timesteps, weight
 
 @dataclass(frozen=True)
 class Drawn:
-    """What is random about a batch. noise (B, C, h, w); t (B,); shift (B, C, 1, 1) and extra like noise, where asked for."""
+    """What is random about a batch: noise (B, C, h, w), t (B,), and where asked for shift (B, C, 1, 1) and extra."""
 
     noise: Tensor
     t: Tensor

@@ -82,7 +82,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         rows_grad = grad.reshape(-1, grad.shape[-1])
         grad_x = grad_down = grad_up = None
         if ctx.branch is None:
@@ -105,7 +105,7 @@ class _Linear(torch.autograd.Function):
 def _backward_of_convolution(
     grad: Tensor, x: Tensor, weight: Tensor, geometry: tuple, wanted: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients to the input and to the weight, each where wanted; `geometry` is (stride, padding, dilation, groups)."""
+    """Gradients to input and weight, each where wanted; `geometry` is (stride, padding, dilation, groups)."""
     stride, padding, dilation, groups = geometry
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
         grad, x, weight, None, stride, padding, dilation, False, [0, 0], groups, [wanted[0], wanted[1], False]
@@ -142,7 +142,7 @@ class _Conv2d(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         grad_x = grad_down = grad_up = None
         if ctx.branch is None:
             weight, _ = ctx.weight_of(ctx.layer)
@@ -201,7 +201,7 @@ def _norm_weights(layer: nn.Module, x: Tensor, weight_of: WeightOf) -> tuple[Ten
     if getattr(layer, "weight", None) is None:
         return None, None
     weight, bias = weight_of(layer)
-    # autograd saves a norm's weight: a vector, so a copy is cheap, and an inference tensor or a reused buffer cannot be saved
+    # autograd saves a norm's weight, and cannot save an inference tensor or a reused buffer; copying a vector is cheap
     return weight.detach().to(x.dtype, copy=True), None if bias is None else bias.detach().to(x.dtype, copy=True)
 
 
@@ -226,7 +226,7 @@ def plain_weight(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
 def attached(
     roots: Iterable[nn.Module], weight_of: WeightOf = plain_weight, branch_of: BranchOf = lambda layer: None
 ) -> Iterator[None]:
-    """Run the frozen layers below `roots` through this file, with the branch that `branch_of(layer)` gives at each call.
+    """Run the frozen layers below `roots` through this file, with the branch that `branch_of(layer)` gives at a call.
 
     Only the instances' `forward` is replaced, and put back in every case; weights and modules are not touched.
     """

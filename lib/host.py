@@ -1,7 +1,8 @@
 """What the core asks of the program that holds the model.
 
 A host gives its loaded model as it is. It never loads or copies it for us, and `training()` puts back whatever was
-changed, in every case. Shapes: pictures (B, 3, H, W) in [-1, 1]; latents (B, C, h, w), scaled as the denoiser sees them.
+changed, in every case. Shapes: pictures (B, 3, H, W) in [-1, 1]; latents (B, C, h, w), scaled as the denoiser sees
+them.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ class TextEncoder(Protocol):
 
     @property
     def key(self) -> str:
-        """Changes when the same caption would be encoded differently (weights, CLIP skip, chunks); keys the text cache."""
+        """Changes when a caption would be encoded differently (weights, CLIP skip, chunks); keys the text cache."""
         ...
 
     def encode(self, captions: Sequence[str]) -> Conditioning:
-        """Encode literally, padded to the longest of the batch in chunks. Differentiable where gradients are enabled."""
+        """Encode literally, padded to the longest of the batch in chunks; differentiable where gradients are on."""
         ...
 
     def num_tokens(self, caption: str) -> int:
@@ -108,14 +109,22 @@ class Host(Protocol):
     prediction: str  # "epsilon", "v", "x0" or "flow", asked of the model, not looked up by family
     alphas_cumprod: Tensor | None  # (T,) float32, on the CPU; None for flow models
     parts: dict[str, nn.Module]  # part -> module where trainables attach: "unet", "te" (or "te1", "te2")
-    denoiser: Denoiser
-    text: TextEncoder
-    autoencoder: Autoencoder
-    sampler: Sampler
     model_info: dict[str, str]  # file name, hash, CLIP skip and the like: information for run.json and metadata
 
+    @property
+    def denoiser(self) -> Denoiser: ...
+
+    @property
+    def text(self) -> TextEncoder: ...
+
+    @property
+    def autoencoder(self) -> Autoencoder: ...
+
+    @property
+    def sampler(self) -> Sampler: ...
+
     def weight_of(self, layer: nn.Module) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias of a frozen layer as they are now. Called in each forward and each backward; nothing may be kept."""
+        """Weight and bias of a frozen layer as they are now. Asked in each forward and each backward, never kept."""
         ...
 
     def training(self, compute_dtype: torch.dtype, block_checkpointing: bool) -> AbstractContextManager[None]:

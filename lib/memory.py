@@ -22,7 +22,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def peak_mb(device: torch.device) -> float:
-    """Peak of the memory in use, MiB: on CUDA what torch allocated, on the CPU the process's resident set; 0.0 where unknown."""
+    """Peak memory, MiB: on CUDA what torch allocated, on the CPU the process's resident set; 0.0 where unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if sys.platform == "win32":

@@ -32,7 +32,7 @@ def network_metadata(
     num_steps: int,
     created: str,
 ) -> dict[str, str]:
-    """All that is the same for each checkpoint of a run. `created` is an ISO 8601 time: a fact of the run, not of the save."""
+    """What is the same for each checkpoint of a run. `created` (ISO 8601) is a fact of the run, not of the save."""
     counts: dict[str, Counter[str]] = {}
     folders: dict[str, dict[str, int]] = {}
     buckets: Counter[tuple[int, int]] = Counter()

@@ -7,7 +7,7 @@ settings. Whatever can be wrong is found here, before step 0.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,8 +86,8 @@ def resume(
         state, _, damaged = run.load()
         trainer = _trainer(host, config, run, data, state)
         report(
-            f"goes on at step {state.step} with the weights, the {config.optimizer.name} state, the order of the pictures, "
-            "their noise, the rate and the records as they were"
+            f"goes on at step {state.step} with the weights, the {config.optimizer.name} state, the order of the "
+            "pictures, their noise, the rate and the records as they were"
         )
         yield Prepared(trainer, run, data.notes + notes + damaged, _summary(trainer, data))
 
@@ -110,8 +110,8 @@ def fork(
     config = _checked(merge(old.config, changes))
     if config.trainable != old.config.trainable or config.optimizer.name != old.config.optimizer.name:
         raise ValueError(
-            "a fork keeps the network and the optimizer, since it takes over their state; trainable.* and optimizer.name "
-            "cannot change"
+            "a fork keeps the network and the optimizer, since it takes over their state; trainable.* and "
+            "optimizer.name cannot change"
         )
     state, _, notes = old.load(step)
     with _data(host, config, parent, report) as data:
@@ -327,10 +327,11 @@ def _summary(trainer: Trainer, data: _Data) -> str:
             given += f" ({steps.by_formula} if buckets could share batches)"
     num_values = sum(p.numel() for p in trainer.trainable.parameters().values())
     return (
-        f"{len(data.samples)} pictures, {data.loader.num_steps_per_epoch} steps an epoch, {trainer.num_steps} steps{given}; "
-        f"{len(trainer.trainable.layer_names())} layers, {num_values / 1e6:.2f} million trained values"
+        f"{len(data.samples)} pictures, {data.loader.num_steps_per_epoch} steps an epoch, "
+        f"{trainer.num_steps} steps{given}; {len(trainer.trainable.layer_names())} layers, "
+        f"{num_values / 1e6:.2f} million trained values"
     )
 
 
-def _rate_notes(rates: list[ResolvedSchedule]) -> list[str]:
+def _rate_notes(rates: Sequence[ResolvedSchedule]) -> list[str]:
     return list(dict.fromkeys(note for rate in rates for note in rate.notes))

@@ -49,7 +49,7 @@ class Probe:
         conditioner: Callable[[Sequence[str]], Conditioning],
         off: Callable[[], AbstractContextManager[None]],
     ) -> list[ProbeRow]:
-        """One row a picture and t. `off()` takes the network off; the base is measured once, since it does not change."""
+        """One row a picture and t. `off()` takes the network off; the base, which stays the same, is measured once."""
         rows = []
         for sample in self._samples:
             latents, mask = cache.get(sample.name, False)

@@ -153,6 +153,11 @@ class RunFolder:
         return self.description["id"]
 
     @property
+    def created(self) -> str:
+        """When the run was begun, ISO 8601 in UTC: information, never an order."""
+        return self.description["created"]
+
+    @property
     def config(self) -> RunConfig:
         """The settings as the run has them. Errors: `ValueError` for settings that this version does not know."""
         return from_dict(RunConfig, self.description["config"])

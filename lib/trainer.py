@@ -46,7 +46,7 @@ class NotFiniteError(RuntimeError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: `finished`, or `stopped` on request; the step it reached and its last checkpoint is saved there."""
+    """How a run ended: `finished`, or `stopped` on request; the step it reached, where its last checkpoint is."""
 
     reason: str
     step: int
@@ -214,8 +214,8 @@ class Trainer:
         self.optimizer.zero_grad()
         if self._num_nonfinite >= self.config.loop.max_nonfinite:
             raise NotFiniteError(
-                f"step {self.step}: the loss or its gradient was not finite {self._num_nonfinite} steps in a row and none of "
-                "them was taken; lower the learning rate, or use bf16 or fp32 instead of fp16"
+                f"step {self.step}: the loss or its gradient was not finite {self._num_nonfinite} steps in a row, none "
+                "of which was taken; lower the learning rate, or use bf16 or fp32 instead of fp16"
             )
         return norm_value
 
@@ -282,8 +282,9 @@ class Trainer:
             if self.host.device.type == "cuda":
                 torch.cuda.empty_cache()
             raise OutOfMemoryError(
-                f"out of memory in step {self.step} after a peak of {peak_mb(self.host.device):.0f} MiB; {what}. To need less: "
-                "turn on loop.block_checkpointing, lower loop.batch_size (and raise loop.accumulate), or lower data.resolution"
+                f"out of memory in step {self.step} after a peak of {peak_mb(self.host.device):.0f} MiB; {what}. "
+                "To need less: turn on loop.block_checkpointing, lower loop.batch_size (and raise loop.accumulate), or "
+                "lower data.resolution"
             ) from error
 
     def _show(self, note: str = "") -> None:

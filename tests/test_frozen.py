@@ -1,4 +1,4 @@
-"""Laws of frozen layers: gradients are plain autograd's, and no weight is kept, whatever the host's weights are made of."""
+"""Laws of frozen layers: gradients are plain autograd's, no weight is kept, whatever the host's weights are."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ class _AllocationCounter(torch.utils._python_dispatch.TorchDispatchMode):
         super().__init__()
         self.shapes: list[torch.Size] = []
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         inputs = {t.untyped_storage().data_ptr() for t in _tensors([args, kwargs])}
         self.shapes += [t.shape for t in _tensors(out) if t.untyped_storage().data_ptr() not in inputs]
@@ -234,7 +234,7 @@ def test_the_allocation_counter_sees_a_copied_weight() -> None:
 
 
 def test_every_forward_is_put_back_after_an_error_too() -> None:
-    net, branches, x = make()
+    net, branches, _ = make()
     of = {id(net.get_submodule(name)): b for name, b in branches.items()}
     with pytest.raises(ZeroDivisionError), attached([net], branch_of=lambda m: of.get(id(m))), recomputed([net]):
         assert "forward" in net.conv.__dict__ and "forward" in net.__dict__

@@ -6,6 +6,7 @@ U-Net: `lora_unet_` and the diffusers module name; text encoder: `lora_te_text_m
 from __future__ import annotations
 
 import re
+from typing import ClassVar
 
 from ..registry import SPELLINGS
 
@@ -20,7 +21,7 @@ _TEXT_MLP = re.compile(r"\.mlp\.fc[12]$")
 class StableDiffusion:
     """Names for a U-Net spelled as diffusers spells it and a CLIP text encoder spelled as transformers spells it."""
 
-    prefixes = {"unet": "lora_unet_", "te": "lora_te_"}
+    prefixes: ClassVar[dict[str, str]] = {"unet": "lora_unet_", "te": "lora_te_"}
 
     def file_name(self, part: str, module_name: str) -> str:
         """The name of a layer in files. Errors: `ValueError` for a part that this family does not have."""

@@ -62,7 +62,7 @@ class StandaloneText:
         output = self._encoder(torch.tensor(rows, device=device), output_hidden_states=self._clip_skip > 1)
         hidden = output.last_hidden_state
         if self._clip_skip > 1:
-            norm = getattr(self._encoder, "text_model", self._encoder).final_layer_norm
+            norm: Any = getattr(self._encoder, "text_model", self._encoder).final_layer_norm
             hidden = norm(output.hidden_states[-self._clip_skip])
         return {"text": hidden.reshape(len(captions), -1, hidden.shape[-1])}
 
@@ -116,7 +116,7 @@ class StandaloneHost:
         pipeline.text_encoder.to(device)
         pipeline.vae.to(device)
         self.family = "sd1" if self._unet.config.cross_attention_dim != 1024 else "sd2"
-        training_scheduler = DDPMScheduler.from_config(self._scheduler.config)
+        training_scheduler: Any = DDPMScheduler.from_config(self._scheduler.config)
         self.prediction = _PREDICTIONS[training_scheduler.config.prediction_type]
         self.alphas_cumprod: Tensor | None = training_scheduler.alphas_cumprod.float().cpu()
         self.compute_dtype = self._dtype = self._unet.dtype

@@ -29,7 +29,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The compute dtype of `loop.compute_dtype`; auto is bf16 on a GPU that has it, fp16 on another, fp32 on the CPU."""
+    """The dtype that `loop.compute_dtype` asks for; auto is bf16 or else fp16 on a GPU, fp32 on the CPU."""
     if name != "auto":
         return DTYPES[name]
     if device.type != "cuda":
@@ -42,8 +42,8 @@ def load_pipeline(
 ) -> tuple[Any, dict[str, str]]:
     """A StableDiffusionPipeline on the CPU, and what is known of it (name, hash of a single file).
 
-    `tokenizer` is a folder with a CLIP tokenizer, and `prediction` (epsilon or v) what the model predicts: both only for
-    single files, which hold neither. The autoencoder stays float32: it is small, and half of its pictures are wrong in fp16.
+    `tokenizer` is a folder with a CLIP tokenizer, and `prediction` (epsilon or v) what the model predicts: both only
+    for single files, which hold neither. The autoencoder is kept float32: it is small, and overflows in fp16.
     Errors: `ValueError` saying what the folder or file lacks.
     """
     try:
@@ -107,5 +107,5 @@ def _tokenizer(folder: Path | None) -> Any:
     except (OSError, ValueError) as error:
         where = "the local Hugging Face cache" if folder is None else str(folder)
         raise ValueError(
-            f"no CLIP tokenizer in {where}: a single file holds none; give --tokenizer FOLDER with vocab.json and merges.txt"
+            f"no CLIP tokenizer in {where}; a single file holds none: give --tokenizer FOLDER (vocab.json, merges.txt)"
         ) from error

@@ -95,7 +95,7 @@ def _unet_config(shapes: Shapes) -> dict[str, Any]:
             counts[-1] += 1
             attends[-1] |= index in attention
             width = shapes[f"{_UNET}input_blocks.{index}.0.in_layers.2.weight"][0]
-            channels = channels[: len(counts) - 1] + [width]
+            channels = [*channels[: len(counts) - 1], width]
     first = f"{_UNET}input_blocks.{min(attention)}.1."
     width = shapes[f"{first}transformer_blocks.0.attn2.to_k.weight"][1]
     # SD 1.x has eight heads everywhere; SD 2.x has heads of 64

@@ -90,7 +90,7 @@ class Lora:
         return dict(self._parameters)
 
     def groups(self) -> dict[str, tuple[str | None, list[str]]]:
-        """Group name -> (its own schedule or None, parameter names): one group a part, and one a rule that has a rate."""
+        """Group name -> (own schedule or None, parameter names): a group for each part and each rule with a rate."""
         groups: dict[str, tuple[str | None, list[str]]] = {}
         for target in self._targets.values():
             group = target.part if target.rate is None else f"{target.part} {target.rate}"
@@ -104,7 +104,7 @@ class Lora:
 
     @contextmanager
     def training(self, step: int, micro: int) -> Iterator[None]:
-        """A forward and backward pass, inside. Dropout is on, its masks keyed by the pass, so a recomputed block sees the same."""
+        """A forward and backward pass, inside: dropout is on, keyed by the pass, so that recomputing sees the same."""
         self._moment = (step, micro)
         try:
             yield

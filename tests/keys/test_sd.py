@@ -1,4 +1,4 @@
-"""Names of Stable Diffusion 1.x and 2.x layers: kohya's, one a layer, the same for both spellings of the text encoder."""
+"""Names of Stable Diffusion 1.x and 2.x layers: kohya's, the same for both spellings of the text encoder."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_layers_have_kohyas_names_and_their_kind(part: str, module: str, name: s
 
 
 def test_an_unknown_part_is_refused() -> None:
-    with pytest.raises(ValueError, match='unknown part "vae".*unet, te'):
+    with pytest.raises(ValueError, match=r'unknown part "vae".*unet, te'):
         NAMES.file_name("vae", "x")
 
 

@@ -1,4 +1,4 @@
-"""The full-size models' layers, made without memory: kohya's default is 192 layers of SD 1.5's U-Net, all names distinct."""
+"""The full-size models' layers, made without memory: kohya's default is 192 of SD 1.5's U-Net."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ CONFIGS = {
 
 
 @pytest.fixture(params=ALGORITHMS.names())
-def algorithm(request: pytest.FixtureRequest):  # noqa: ANN201
+def algorithm(request: pytest.FixtureRequest):
     return ALGORITHMS.get(request.param)
 
 
@@ -81,13 +81,13 @@ def config(request: pytest.FixtureRequest) -> TrainableConfig:
     return TrainableConfig(**CONFIGS[request.param])
 
 
-def prepared(algorithm, config: TrainableConfig, host: SimpleNamespace):  # noqa: ANN001, ANN201
+def prepared(algorithm, config: TrainableConfig, host: SimpleNamespace):
     trainable = algorithm(config, 7)
     trainable.prepare(host)
     return trainable
 
 
-def shake(trainable, seed: int = 1) -> None:  # noqa: ANN001
+def shake(trainable, seed: int = 1) -> None:
     """Non-zero everywhere: a half that starts at zero hides mistakes in the other."""
     generator = torch.Generator().manual_seed(seed)
     for p in trainable.parameters().values():
@@ -97,7 +97,7 @@ def shake(trainable, seed: int = 1) -> None:  # noqa: ANN001
 X = torch.randn(2, 4, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 
 
-def test_it_starts_as_no_change(algorithm, config) -> None:  # noqa: ANN001
+def test_it_starts_as_no_change(algorithm, config) -> None:
     host = tiny_host()
     trainable = prepared(algorithm, config, host)
     expected = host.parts["unet"](X)
@@ -106,7 +106,7 @@ def test_it_starts_as_no_change(algorithm, config) -> None:  # noqa: ANN001
     assert any(p.abs().sum() > 0 for p in trainable.parameters().values())
 
 
-def test_forward_is_the_model_with_delta_added(algorithm, config) -> None:  # noqa: ANN001
+def test_forward_is_the_model_with_delta_added(algorithm, config) -> None:
     host = tiny_host()
     trainable = prepared(algorithm, config, host)
     shake(trainable)
@@ -121,7 +121,7 @@ def test_forward_is_the_model_with_delta_added(algorithm, config) -> None:  # no
     assert (got - base).abs().max() > 1e-3
 
 
-def test_what_is_exported_restores_to_the_same_network(algorithm, config) -> None:  # noqa: ANN001
+def test_what_is_exported_restores_to_the_same_network(algorithm, config) -> None:
     trainable = prepared(algorithm, config, tiny_host())
     shake(trainable)
     tensors = trainable.export(trainable.parameters(), torch.float64)
@@ -134,7 +134,7 @@ def test_what_is_exported_restores_to_the_same_network(algorithm, config) -> Non
         assert torch.equal(trainable.delta(name), other.delta(name))
 
 
-def test_exporting_does_not_share_memory_with_what_is_trained(algorithm, config) -> None:  # noqa: ANN001
+def test_exporting_does_not_share_memory_with_what_is_trained(algorithm, config) -> None:
     trainable = prepared(algorithm, config, tiny_host())
     shake(trainable)
     before = {n: t.clone() for n, t in trainable.export(trainable.parameters(), torch.float32).items()}
@@ -143,7 +143,7 @@ def test_exporting_does_not_share_memory_with_what_is_trained(algorithm, config)
     assert all(torch.equal(exported[n], before[n]) for n in before)
 
 
-def test_a_lacking_or_odd_tensor_is_named(algorithm, config) -> None:  # noqa: ANN001
+def test_a_lacking_or_odd_tensor_is_named(algorithm, config) -> None:
     trainable = prepared(algorithm, config, tiny_host())
     tensors = trainable.export(trainable.parameters(), torch.float32)
     first = next(iter(trainable.parameters()))
@@ -155,7 +155,7 @@ def test_a_lacking_or_odd_tensor_is_named(algorithm, config) -> None:  # noqa: A
         trainable.restore({**tensors, first: torch.zeros(1, 1)})
 
 
-def test_the_start_depends_on_the_seed_and_not_on_the_other_layers(algorithm) -> None:  # noqa: ANN001
+def test_the_start_depends_on_the_seed_and_not_on_the_other_layers(algorithm) -> None:
     narrow = prepared(algorithm, TrainableConfig(layers="attention"), tiny_host()).parameters()
     wide = prepared(algorithm, TrainableConfig(layers="kohya"), tiny_host(seed=5)).parameters()
     assert narrow.keys() < wide.keys()
@@ -165,12 +165,12 @@ def test_the_start_depends_on_the_seed_and_not_on_the_other_layers(algorithm) ->
     assert any(not torch.equal(p, narrow[n]) for n, p in trainable.parameters().items())
 
 
-def test_every_parameter_is_in_exactly_one_group(algorithm, config) -> None:  # noqa: ANN001
+def test_every_parameter_is_in_exactly_one_group(algorithm, config) -> None:
     trainable = prepared(algorithm, config, tiny_host())
     names = [name for _, group in trainable.groups().values() for name in group]
     assert sorted(names) == sorted(trainable.parameters())
 
 
-def test_settings_that_choose_no_layer_are_refused(algorithm) -> None:  # noqa: ANN001
+def test_settings_that_choose_no_layer_are_refused(algorithm) -> None:
     with pytest.raises(ValueError, match="chooses no layer"):
         prepared(algorithm, TrainableConfig(rules=(LayerRule(layers="*", rank=0),)), tiny_host())

@@ -93,7 +93,7 @@ def test_dropout_gradients_are_those_of_autograd_through_the_same_masks() -> Non
     got = loss_and_gradients(lora, unet, 5, recompute=False)
     branches = {id(layer): lora.branch_of(layer) for layer in lora.layer_names().values()}
 
-    def forward(layer: nn.Linear):  # noqa: ANN202
+    def forward(layer: nn.Linear):
         branch = branches[id(layer)]
         assert branch is not None and branch.mask is not None
 

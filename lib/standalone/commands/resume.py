@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Resume; settings that change what is computed are refused with a list. Returns 0 when finished, 3 when stopped."""
+    """Resume; settings that change what is computed are refused, listed. Returns 0 when finished, 3 when stopped."""
     changes = put({}, given(args))
     folder = args.run
     return train(args, RunFolder.open(folder).config, lambda host, say: resume(host, folder, changes, say))

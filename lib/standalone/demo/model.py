@@ -6,6 +6,7 @@ model. The tests train on it.
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -51,13 +52,14 @@ def tiny_pipeline(folder: Path, seed: int = 0) -> Any:
 
     `folder` is where the tokenizer is written; `save_pretrained` of the result writes the rest.
     """
-    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    # a module: what its classes declare is narrower than what they take
+    diffusers: Any = importlib.import_module("diffusers")
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     num_tokens = write_tokenizer(folder / "tokenizer")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        unet = UNet2DConditionModel(
+        unet = diffusers.UNet2DConditionModel(
             sample_size=8,
             block_out_channels=(32, 64),
             layers_per_block=1,
@@ -67,7 +69,7 @@ def tiny_pipeline(folder: Path, seed: int = 0) -> Any:
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
             norm_num_groups=8,
         )
-        vae = AutoencoderKL(
+        vae = diffusers.AutoencoderKL(
             block_out_channels=(8, 8, 16, 16),
             layers_per_block=1,
             down_block_types=("DownEncoderBlock2D",) * 4,
@@ -87,7 +89,7 @@ def tiny_pipeline(folder: Path, seed: int = 0) -> Any:
                 pad_token_id=num_tokens - 1,
             )
         )
-    scheduler = PNDMScheduler(
+    scheduler = diffusers.PNDMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
@@ -95,7 +97,7 @@ def tiny_pipeline(folder: Path, seed: int = 0) -> Any:
         set_alpha_to_one=False,
         steps_offset=1,
     )
-    return StableDiffusionPipeline(
+    return diffusers.StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
