@@ -51,9 +51,10 @@ def write_report(run_folder: Path | str) -> Path:
         f"<header><h1>{_text(name)}</h1>{_facts(_about(run, steps, pictures))}</header>",
         _section("What it came to", "".join(f"<p>{_text(line)}</p>" for line in verdicts(probes, pictures))),
         _strip(run.path / "strip.png"),
-        _section("Controlled loss", _figure(drawn / "probe.png", "Controlled loss by step")),
-        _section("Loss in training", _figure(drawn / "loss.png", "Loss by step")),
-        _section("Loss against timestep", _figure(drawn / "timesteps.png", "Loss by timestep")),
+        # charts have their title in them
+        _section("", _figure(drawn / "probe.png", "Controlled loss by step")),
+        _section("", _figure(drawn / "loss.png", "Loss in training by step")),
+        _section("", _figure(drawn / "timesteps.png", "Loss by timestep")),
         _section("Pictures", _pictures(pictures)),
         _section("Checkpoints", _checkpoints(run, steps)),
         _section("Settings", _settings(run.config)),
@@ -169,7 +170,7 @@ def _picture(data: bytes, kind: str, alt: str) -> str:
 
 
 def _section(title: str, inner: str) -> str:
-    return f"<section><h2>{_text(title)}</h2>{inner}</section>"
+    return f"<section>{f'<h2>{_text(title)}</h2>' if title else ''}{inner}</section>"
 
 
 def _facts(facts: Mapping[str, str]) -> str:

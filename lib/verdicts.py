@@ -65,7 +65,7 @@ def _progress(probes: Columns) -> str:
     word = "fell" if mean < 0 else "rose"
     if not math.isfinite(low):
         return f"The controlled loss {word} by {percent:.1f} % {span}; one picture alone gives no interval."
-    interval = f"95 % interval {100 * low / whole:+.1f} to {100 * high / whole:+.1f} %; {measured}"
+    interval = f"95 % interval of the change {100 * low / whole:+.1f} to {100 * high / whole:+.1f} %; {measured}"
     if low <= 0 <= high:
         return f"The controlled loss did not change measurably {span}: {100 * mean / whole:+.1f} % ({interval})."
     return f"The controlled loss {word} by {percent:.1f} % {span} ({interval})."

@@ -44,7 +44,7 @@ def test_percent_and_interval_are_those_of_the_pairs():
     (line,) = verdicts(rows, [])
     half = 12.7062 * math.sqrt(2 * 0.75**2) / math.sqrt(2)
     low, high = 100 * (-1.25 - half) / 2, 100 * (-1.25 + half) / 2
-    assert f"{-62.5:+.1f} % (95 % interval {low:+.1f} to {high:+.1f} %" in line
+    assert f"{-62.5:+.1f} % (95 % interval of the change {low:+.1f} to {high:+.1f} %" in line
 
 
 @pytest.mark.parametrize("steps", [(), (0,), (300,)])
