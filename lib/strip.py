@@ -27,13 +27,14 @@ MIN_SHOWN_PX = 192  # smaller pictures are shown enlarged: a strip is for lookin
 MAX_ROW_LINES = 3
 
 _FILE_SUFFIX = re.compile(r"\.(safetensors|ckpt|pt|pth|bin|png|jpg|jpeg|webp)$", re.IGNORECASE)
-_STEP = re.compile(r"(?:^|(?<=[-_ ])|(?<=step)|(?<=epoch)|(?<=steps))(\d{1,18})$", re.IGNORECASE)
+# A checkpoint that was written once more has -2 and so on behind its step of six digits.
+_STEP = re.compile(r"(?:^|(?<=[-_ ])|(?<=step)|(?<=epoch)|(?<=steps))(?:(\d{6,18})-\d{1,6}|(\d{1,18}))$", re.IGNORECASE)
 
 
 def natural_step(name: str) -> int | None:
     """The step (or epoch) at the end of a checkpoint's name: x-000800, checkpoint-2400, epoch-10; None for last."""
     match = _STEP.search(_FILE_SUFFIX.sub("", name))
-    return int(match.group(1)) if match else None
+    return int(match[1] or match[2]) if match else None
 
 
 def natural_order(names: Iterable[str]) -> list[str]:

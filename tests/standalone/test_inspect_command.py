@@ -1,20 +1,17 @@
 """`atelier inspect`: it says what the file is, in words and as JSON, and which of a real model's layers it matches."""
 
-import argparse
 import json
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
-from sd_atelier.lib.standalone.commands import inspect
+from sd_atelier.lib.standalone.cli import main
 from transformers import CLIPTextConfig, CLIPTextModel
 
 
 def run(*arguments):
-    parser = argparse.ArgumentParser()
-    inspect.add_arguments(parser)
-    return inspect.run(parser.parse_args([str(a) for a in arguments]))
+    return main(["inspect", *map(str, arguments)])
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +80,8 @@ def test_faults_are_said_in_words(tmp_path, capsys):
     save_file(tensors, tmp_path / "x.safetensors")
     assert run(tmp_path / "x.safetensors") == 0
     out = capsys.readouterr().out
-    assert "BROKEN      nan or inf in 1 tensors: a.alpha" in out
-    assert "1 of 1 layers change nothing" in out and "1 keys belong to no layer: b" in out
+    assert "BROKEN      nan or inf in 1 tensor: a.alpha" in out
+    assert "no effect   1 of 1 layer (a factor is zero)" in out and "keys that belong to no layer: b" in out
     assert run(tmp_path / "x.safetensors", "--json") == 0
     json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
@@ -99,4 +96,4 @@ def test_bad_input_is_one_line_and_exit_code_2(model, tmp_path, capsys):
     ):
         assert run(*arguments) == 2
         out, err = capsys.readouterr()
-        assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+        assert out == "" and err.startswith("atelier inspect: ") and err.count("\n") == 1

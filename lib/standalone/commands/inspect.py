@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import json
 import math
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what the file is. Returns 0; 2 for a file or a model folder that cannot be read."""
-    try:
-        found = inspect_file(args.file)
-        match = match_model(found.layers, args.model) if args.model else None
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    """Print what the file is. Errors: `ValueError` for a file or a model folder that cannot be read."""
+    found = inspect_file(args.file)
+    match = match_model(found.layers, args.model) if args.model else None
     if args.json:
         print(json.dumps(_plain(found, match), indent=2))
     else:
@@ -50,20 +45,20 @@ def _plain(found: Inspection, match: ModelMatch | None) -> dict[str, Any]:
 
 
 def _lines(found: Inspection, match: ModelMatch | None, every_layer: bool) -> Iterable[str]:
-    dtypes = ", ".join(f"{name} ({num} tensors)" for name, num in sorted(found.dtypes.items())) or "no tensors"
+    dtypes = ", ".join(f"{name} ({_count(num, 'tensor')})" for name, num in sorted(found.dtypes.items()))
     yield f"{found.path.name}: {_title(found)}"
     if found.family:
         yield f"  made for    {found.family} (by {found.family_reason})"
-    yield f"  size        {found.num_bytes / 1e6:.2f} MB, {found.num_params:,} parameters, {dtypes}"
+    yield f"  size        {found.num_bytes / 1e6:.2f} MB, {found.num_params:,} parameters, {dtypes or 'no tensors'}"
     if found.nonfinite:
-        yield f"  BROKEN      nan or inf in {len(found.nonfinite)} tensors: {_some(found.nonfinite)}"
+        yield f"  BROKEN      nan or inf in {_count(len(found.nonfinite), 'tensor')}: {_some(found.nonfinite)}"
     else:
         yield "  values      all finite"
     silent = sum(layer.no_effect for layer in found.layers)
     if silent:
-        yield f"  no effect   {silent} of {len(found.layers)} layers change nothing (a factor is zero)"
+        yield f"  no effect   {silent} of {_count(len(found.layers), 'layer')} (a factor is zero)"
     if found.other_keys:
-        yield f"  unknown     {len(found.other_keys)} keys belong to no layer: {_some(found.other_keys)}"
+        yield f"  unknown     keys that belong to no layer: {_some(found.other_keys)}"
     if found.layers:
         yield ""
         yield from _table(_rows_of_layers(found.layers) if every_layer else _rows_of_blocks(found.layers))
@@ -75,7 +70,7 @@ def _lines(found: Inspection, match: ModelMatch | None, every_layer: bool) -> It
 
 def _title(found: Inspection) -> str:
     if found.kind == "network":
-        return f"{found.algorithm}, {len(found.layers)} layers"
+        return f"{found.algorithm}, {_count(len(found.layers), 'layer')}"
     words = {
         "embedding": "an embedding (textual inversion), not a network",
         "model": "the weights of a model, not a network",
@@ -135,6 +130,10 @@ def _table(rows: Iterable[tuple[str, ...]]) -> Iterable[str]:
         cells = (c.rjust(w) if c[:1].isdigit() or rows[0][i] == "parameters" else c.ljust(w)
                  for i, (c, w) in enumerate(zip(row, widths, strict=True)))  # fmt: skip
         yield "  " + "  ".join(cells).rstrip()
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _numbers(values: set[Any]) -> str:
