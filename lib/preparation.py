@@ -52,6 +52,20 @@ class Prepared:
 Report = Callable[[str], None]
 
 
+def check_settings(config: RunConfig) -> RunConfig:
+    """`config` after every check that needs neither the model nor the data. Errors: `ValueError`."""
+    config = checked(config)
+    if not config.data.concepts:
+        raise ValueError("data.concepts is empty; name at least one folder of pictures")
+    if (config.loop.steps is None) == (config.loop.epochs is None):
+        given = "neither" if config.loop.steps is None else "both"
+        raise ValueError(f"give loop.steps or loop.epochs, got {given}")
+    for text in (config.rate.schedule, config.rate.text_encoder, *(r.rate for r in config.trainable.rules)):
+        if text:
+            parse(text)
+    return config
+
+
 class StoppedError(RuntimeError):
     """The user stopped before step 0."""
 
@@ -62,7 +76,7 @@ def start(host: Host, config: RunConfig, parent: Path, report: Report = lambda t
 
     Errors: `ValueError` for settings, data or a model that do not fit together.
     """
-    config = _checked(config)
+    config = check_settings(config)
     with _data(host, config, parent, report) as data:
         run = RunFolder.create(parent, config.name, config, **_identity(host, data))
         with run.owner():
@@ -80,7 +94,7 @@ def resume(
     Errors: `ResumeRefused` with a line for each thing that changed.
     """
     run = RunFolder.open(folder)
-    config = _checked(merge(run.config, changes or {}))
+    config = check_settings(merge(run.config, changes or {}))
     with run.owner(), _data(host, config, run.path.parent, report) as data:
         notes = run.resume(config, **_identity(host, data))
         state, _, damaged = run.load()
@@ -107,7 +121,7 @@ def fork(
     planned anew, with other data the next epoch starts. Errors: `ValueError`, also where the network would be another.
     """
     old = RunFolder.open(source)
-    config = _checked(merge(old.config, changes))
+    config = check_settings(merge(old.config, changes))
     if config.trainable != old.config.trainable or config.optimizer.name != old.config.optimizer.name:
         raise ValueError(
             "a fork keeps the network and the optimizer, since it takes over their state; trainable.* and "
@@ -179,17 +193,6 @@ class _Data:
     conditioner: Conditioner
     loader: Loader
     notes: list[str]
-
-
-def _checked(config: RunConfig) -> RunConfig:
-    config = checked(config)
-    if (config.loop.steps is None) == (config.loop.epochs is None):
-        given = "neither" if config.loop.steps is None else "both"
-        raise ValueError(f"give loop.steps or loop.epochs, got {given}")
-    for text in (config.rate.schedule, config.rate.text_encoder, *(r.rate for r in config.trainable.rules)):
-        if text:
-            parse(text)
-    return config
 
 
 @contextmanager

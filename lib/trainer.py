@@ -162,25 +162,26 @@ class Trainer:
                 return Outcome("stopped", self.step)
             epoch = self._position.epoch
             rates = self._rates(self.step)
-            norm = self._one_step(rates)
+            norm, num_images = self._one_step(rates)
             self.recorder.end_step(self.step, dict(zip(self.group_names, rates, strict=True)), norm)
             self.step += 1
+            self.images_seen += num_images
             self._position = self.loader.position
             if self.step % self.config.record.flush_every_steps == 0:
                 self.recorder.flush()
-            if self._due(self.config.record.probe_every_steps) and self.step < self.num_steps:
+            last = self.step == self.num_steps
+            if last or self._due(self.config.record.probe_every_steps):
                 self._measure()
-            if self._checkpoint_due(epoch):
+            if last or self._checkpoint_due(epoch):
                 self.save()
             if self._preview_due():
                 self._preview()
             self._seconds = clock.tick()
             self._show()
-        self._measure()
-        self.save()
         return Outcome("finished", self.step)
 
-    def _one_step(self, rates: Sequence[float]) -> float:
+    def _one_step(self, rates: Sequence[float]) -> tuple[float, int]:
+        """One update; the gradient's norm before clipping, and how many pictures it saw."""
         batches = self.loader.next_step()
         means = []
         for micro, batch in enumerate(batches):
@@ -188,7 +189,6 @@ class Trainer:
                 mean = self._mean_loss(batch, rates[0])
                 self._scaler.scale(mean / len(batches)).backward()
             means.append(mean.detach())
-            self.images_seen += len(batch.names)
         parameters = list(self._parameters.values())
         self._scaler.unscale(parameters)
         norm = torch.stack(torch._foreach_norm([p.grad for p in parameters if p.grad is not None])).norm()
@@ -217,7 +217,7 @@ class Trainer:
                 f"step {self.step}: the loss or its gradient was not finite {self._num_nonfinite} steps in a row, none "
                 "of which was taken; lower the learning rate, or use bf16 or fp32 instead of fp16"
             )
-        return norm_value
+        return norm_value, sum(len(batch.names) for batch in batches)
 
     def _mean_loss(self, batch: Batch, rate: float) -> Tensor:
         device = self.host.device

@@ -37,10 +37,14 @@ def main(argv: list[str] | None = None) -> int:
             # imported late: drawing a schedule must not wait for torch and diffusers
             module = importlib.import_module(f".commands.{name}", __package__)
             module.add_arguments(command)
-            command.set_defaults(run=module.run)
+            command.set_defaults(execute=module.run)
     args = parser.parse_args(argv)
     try:
-        return args.run(args)
+        return args.execute(args)
+    except BrokenPipeError:
+        # whoever read our output has closed it, as `head` does; Python would complain once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, FileNotFoundError, PermissionError) as error:
         print(f"atelier {args.command}: {error}", file=sys.stderr)
         return 2

@@ -12,7 +12,7 @@ from typing import Any
 from ...config import RunConfig, from_dict
 from ...forms import form
 from ...host import Host
-from ...preparation import Prepared, start
+from ...preparation import Prepared, check_settings, start
 from ...report import write_report
 from ..host import StandaloneHost
 from ..pipeline import choose_device, choose_dtype, load_pipeline
@@ -120,6 +120,7 @@ def train(
     prepare: Callable[[Host, Callable[[str], None]], AbstractContextManager[Prepared]],
 ) -> int:
     """Load the model, train what `prepare` makes of it, write the report; the exit code."""
+    check_settings(config)  # before the model is loaded
     terminal = Terminal()
     stop = StopRequest(terminal)
     with stop.listening():
