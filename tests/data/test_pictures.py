@@ -200,6 +200,13 @@ def test_the_mask_is_cut_like_the_picture_and_stays_within_0_and_1(tmp_path):
     assert (mask[:30] == 1).all() and (mask[34:] == 0).all()
 
 
+def test_a_mask_finer_than_the_bucket_is_averaged(tmp_path):
+    image = Image.fromarray(scene(256, 256)).convert("RGBA")
+    image.putalpha(Image.fromarray((np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)))
+    mask = load(saved(tmp_path / "a.png", image), (32, 32), True, LIMIT).mask
+    np.testing.assert_allclose(mask, 0.5, atol=0.02)
+
+
 def test_a_picture_without_anything_opaque_is_said(tmp_path):
     path = saved(tmp_path / "a.png", Image.new("RGBA", (20, 20), (9, 9, 9, 0)))
     picture = load(path, (16, 16), True, LIMIT)
@@ -321,6 +328,15 @@ def test_the_first_frame_counts_and_it_is_said(tmp_path):
         assert difference < (12 if kind == "gif" else 0.01), kind
 
 
+def test_a_gif_whose_first_frame_reaches_beyond_its_canvas_is_as_large_as_the_frame(tmp_path):
+    path = saved(tmp_path / "a.gif", scene())
+    data = bytearray(path.read_bytes())
+    data[6:10] = struct.pack("<HH", 10, 90)
+    path.write_bytes(data)
+    assert read_header(path).size == (60, 90)
+    assert check(path, LIMIT) == []
+
+
 def test_a_phone_picture_with_a_second_view_is_a_plain_jpeg(tmp_path):
     path = tmp_path / "a.jpg"
     Image.fromarray(scene()).save(path, format="MPO", save_all=True, append_images=[Image.new("RGB", (60, 40))])
@@ -355,9 +371,17 @@ def test_an_embedded_profile_is_converted_to_srgb(tmp_path, kind):
 
 
 @pytest.mark.skipif(not features.check("littlecms2"), reason="this Pillow has no LittleCMS")
-def test_an_srgb_profile_changes_no_bit_and_alpha_survives_conversion(tmp_path):
+def test_an_srgb_profile_changes_no_bit(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("converted from sRGB to sRGB")
+
+    monkeypatch.setattr(ImageCms, "profileToProfile", refuse)
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     np.testing.assert_array_equal(pixels_of(saved(tmp_path / "a.png", scene(), icc_profile=srgb)), scene())
+
+
+@pytest.mark.skipif(not features.check("littlecms2"), reason="this Pillow has no LittleCMS")
+def test_alpha_survives_the_conversion_of_colours(tmp_path):
     image = Image.new("RGBA", (16, 16), (255, 0, 0, 128))
     picture = load(saved(tmp_path / "b.png", image, icc_profile=foreign_profile()), (16, 16), True, LIMIT)
     assert np.abs(picture.pixels.astype(int) - (127, 127, 255)).max() <= 2

@@ -44,7 +44,18 @@ def said(config: DataConfig, severity: str) -> list[str]:
 
 def test_pictures_of_all_kinds_are_found_below_the_folder_and_nothing_else(tmp_path):
     root = tmp_path / "cats"
-    for name in ("b.PNG", "a.jpg", "c.jpeg", "d.webp", "e.bmp", "f.gif", "g.tif", "sub/deep/h.TIFF", "sub/b.png"):
+    for name in (
+        "b.PNG",
+        "a.jpg",
+        "c.jpeg",
+        "d.webp",
+        "e.bmp",
+        "f.gif",
+        "g.tif",
+        "sub/deep/h.TIFF",
+        "sub/b.png",
+        "z.png",
+    ):
         picture(root / name)
     for name in (".hidden.png", ".git/x.png", "sub/.thumbs/y.png"):
         picture(root / name)
@@ -52,7 +63,18 @@ def test_pictures_of_all_kinds_are_found_below_the_folder_and_nothing_else(tmp_p
     names = [s.name for s in scan(data(root)).samples]
     assert names == sorted(
         f"cats/{n}"
-        for n in ("a.jpg", "b.PNG", "c.jpeg", "d.webp", "e.bmp", "f.gif", "g.tif", "sub/b.png", "sub/deep/h.TIFF")
+        for n in (
+            "a.jpg",
+            "b.PNG",
+            "c.jpeg",
+            "d.webp",
+            "e.bmp",
+            "f.gif",
+            "g.tif",
+            "sub/b.png",
+            "sub/deep/h.TIFF",
+            "z.png",
+        )
     )
 
 
