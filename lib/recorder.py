@@ -113,7 +113,7 @@ class Recorder:
         self._open = []
 
     def flush(self) -> None:
-        """Write the rows of the steps that ended, durably.
+        """Write the rows of the steps that ended and of controlled losses, durably.
 
         Errors: `files.DiskFullError`, `OSError`; the rows are kept, and the next call writes them.
         """
@@ -125,7 +125,7 @@ class Recorder:
             table.write()
 
     def add_probe(self, step: int, rows: Sequence[ProbeRow]) -> None:
-        """Write a controlled loss, durably. Errors: as `flush`."""
+        """A controlled loss; the next flush writes it."""
         for row in rows:
             numbers = (
                 row.t if isinstance(row.t, int) else np.float32(row.t),
@@ -133,7 +133,6 @@ class Recorder:
                 np.float32(row.loss_base),
             )
             self._probe.add(dict(zip(PROBE_COLUMNS, (step, row.image, *numbers), strict=True)))
-        self._probe.write()
 
     def offsets(self) -> dict[str, int]:
         """How far each file reaches after a flush: bytes behind its header line. Errors: as `flush`."""

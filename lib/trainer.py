@@ -80,8 +80,9 @@ class Trainer:
         self._parameters = self.trainable.parameters()
         self._scaler = LossScaler(self.compute_dtype == torch.float16)
         self._num_nonfinite = 0
-        self._stepping = False
+        self._updating = False
         self._position = self.loader.position
+        self._probed_step: int | None = None
         self._saved_step: int | None = None
         self._seconds = 0.0
 
@@ -104,6 +105,7 @@ class Trainer:
             "position": self._position.to_dict(),
             "loss_scaler": self._scaler.state(),
             "num_nonfinite": self._num_nonfinite,
+            "probed_step": self._probed_step,
             "ema_updates": self.ema.num_updates if self.ema else 0,
         }
         return TrainState(
@@ -121,7 +123,8 @@ class Trainer:
             prefix = part + "."
             return {name[len(prefix) :]: t for name, t in state.tensors.items() if name.startswith(prefix)}
 
-        missing = {"optimizer", "position", "loss_scaler", "num_nonfinite", "ema_updates"} - state.values.keys()
+        wanted = {"optimizer", "position", "loss_scaler", "num_nonfinite", "probed_step", "ema_updates"}
+        missing = wanted - state.values.keys()
         if missing:
             raise ValueError(f"the state of step {state.step} lacks {', '.join(sorted(missing))}; it cannot be resumed")
         self.trainable.restore(of("trainable"))
@@ -129,7 +132,7 @@ class Trainer:
         if self.ema:
             self.ema.restore(of("ema"), state.values["ema_updates"])
         self._scaler.restore(state.values["loss_scaler"])
-        self._num_nonfinite = state.values["num_nonfinite"]
+        self._num_nonfinite, self._probed_step = state.values["num_nonfinite"], state.values["probed_step"]
         self.step, self.images_seen = state.step, state.images_seen
         self._saved_step = state.step
 
@@ -152,36 +155,29 @@ class Trainer:
 
     def _loop(self) -> Outcome:
         self.optimizer.allocate()
-        if self.step == 0:
-            self._measure()
-            self._preview()
+        # here also after a cut: what was due at this step may have been what it cut
+        self._measure()
+        self._preview()
         clock = _Clock()
         while self.step < self.num_steps:
             if self.host.stop_requested():
                 self.save()
                 return Outcome("stopped", self.step)
             epoch = self._position.epoch
-            rates = self._rates(self.step)
-            norm, num_images = self._one_step(rates)
-            self.recorder.end_step(self.step, dict(zip(self.group_names, rates, strict=True)), norm)
-            self.step += 1
-            self.images_seen += num_images
-            self._position = self.loader.position
-            if self.step % self.config.record.flush_every_steps == 0:
-                self.recorder.flush()
-            last = self.step == self.num_steps
-            if last or self._due(self.config.record.probe_every_steps):
-                self._measure()
-            if last or self._checkpoint_due(epoch):
+            self._one_step()
+            self._check_finite()
+            if self._due(self.config.record.flush_every_steps):
+                self._with_patience(self.recorder.flush)
+            self._measure()
+            if self._checkpoint_due(epoch):
                 self.save()
-            if self._preview_due():
-                self._preview()
+            self._preview()
             self._seconds = clock.tick()
             self._show()
         return Outcome("finished", self.step)
 
-    def _one_step(self, rates: Sequence[float]) -> tuple[float, int]:
-        """One update; the gradient's norm before clipping, and how many pictures it saw."""
+    def _one_step(self) -> None:
+        rates = self._rates(self.step)
         batches = self.loader.next_step()
         means = []
         for micro, batch in enumerate(batches):
@@ -195,6 +191,8 @@ class Trainer:
         # the one device sync of a step: a step that is not finite is never taken
         norm_value, loss_value = torch.stack([norm, torch.stack(means).mean()]).tolist()
         finite = norm_value - norm_value == 0.0
+        # from here until the step is counted, what is in memory is neither the state before it nor the one after it
+        self._updating = True
         self._scaler.update(not finite)
         if finite:
             if self.config.optimizer.clip_norm:
@@ -202,9 +200,7 @@ class Trainer:
                 if scale < 1.0:
                     torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], scale)
             self.optimizer.set_rates(rates)
-            self._stepping = True
             self.optimizer.step()
-            self._stepping = False
             if self.ema:
                 self.ema.update(self.optimizer.published(self._parameters))
             self._num_nonfinite = 0
@@ -212,12 +208,18 @@ class Trainer:
             # with fp16 a gradient that overflows is how the scale is found; only the loss itself counts there
             self._num_nonfinite += 1
         self.optimizer.zero_grad()
+        self.recorder.end_step(self.step, dict(zip(self.group_names, rates, strict=True)), norm_value)
+        self.images_seen += sum(len(batch.names) for batch in batches)
+        self._position = self.loader.position
+        self.step += 1
+        self._updating = False
+
+    def _check_finite(self) -> None:
         if self._num_nonfinite >= self.config.loop.max_nonfinite:
             raise NotFiniteError(
-                f"step {self.step}: the loss or its gradient was not finite {self._num_nonfinite} steps in a row, none "
-                "of which was taken; lower the learning rate, or use bf16 or fp32 instead of fp16"
+                f"step {self.step - 1}: the loss or its gradient was not finite {self._num_nonfinite} steps in a row, "
+                "none of which was taken; lower the learning rate, or use bf16 or fp32 instead of fp16"
             )
-        return norm_value, sum(len(batch.names) for batch in batches)
 
     def _mean_loss(self, batch: Batch, rate: float) -> Tensor:
         device = self.host.device
@@ -240,12 +242,14 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of this step, unless it is the newest one already."""
-        if self._saved_step == self.step:
-            return
+        if self._saved_step != self.step:
+            self._with_patience(self._write_checkpoint)
+
+    def _with_patience(self, write: Callable[[], None]) -> None:
+        """Do what writes to the disk, as often as it takes while the disk is full."""
         while True:
             try:
-                self._write_checkpoint()
-                return
+                return write()
             except DiskFullError as error:
                 # what is trained lives in memory: waiting for room loses nothing, going on or ending would
                 if self.host.stop_requested():
@@ -271,13 +275,14 @@ class Trainer:
         self.recorder.abandon_step()
         self.optimizer.zero_grad()
         out_of_memory = is_out_of_memory(error)
-        if self._stepping:
+        if not self._updating and self.step:
+            self.save()
+        what = f"saved at step {self._saved_step}"
+        if self._saved_step is None:
+            what = "no checkpoint was saved yet"
+        elif self._updating:
             # parameters are half updated: only the checkpoint on disk is whole
             what = f"it struck inside the optimizer; the run goes on from its last checkpoint (step {self._saved_step})"
-        else:
-            if self.step:
-                self.save()
-            what = f"saved at step {self.step}"
         if out_of_memory:
             if self.host.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -302,15 +307,22 @@ class Trainer:
         )
 
     def _measure(self) -> None:
-        if self.probe is not None:
-            rows = self.probe.measure(self.cache, self.conditioner, self.trainable.off)
-            self.recorder.add_probe(self.step, rows)
+        """The controlled loss, where it is due and not in the records yet."""
+        due = self.step in (0, self.num_steps) or self._due(self.config.record.probe_every_steps)
+        if self.probe is None or not due or self._probed_step == self.step:
+            return
+        rows = self.probe.measure(self.cache, self.conditioner, self.trainable.off)
+        self.recorder.add_probe(self.step, rows)
+        self._probed_step = self.step
+        self._with_patience(self.recorder.flush)
 
     def _preview(self) -> None:
-        if self.config.preview.prompts and (self.config.preview.every_steps or self.config.preview.at_cycle_ends):
-            self.notes += make_previews(
-                self.host, self.config.preview, self.config.data.resolution, self.run.previews, self.step
-            )
+        if self._preview_due():
+            self._with_patience(self._make_previews)
+
+    def _make_previews(self) -> None:
+        preview, resolution = self.config.preview, self.config.data.resolution
+        self.notes += make_previews(self.host, preview, resolution, self.run.previews, self.step)
 
     def _due(self, every_steps: int) -> bool:
         return bool(every_steps) and self.step % every_steps == 0
@@ -322,7 +334,8 @@ class Trainer:
         save = self.config.save
         ended_epoch = self._position.epoch > epoch
         return (
-            self._due(save.every_steps)
+            self.step == self.num_steps
+            or self._due(save.every_steps)
             or (save.at_cycle_ends and self._at_cycle_end())
             or bool(save.every_epochs and ended_epoch and self._position.epoch % save.every_epochs == 0)
             # a checkpoint comes before a preview, always: a preview is where memory runs out
@@ -331,7 +344,7 @@ class Trainer:
 
     def _preview_due(self) -> bool:
         preview = self.config.preview
-        asked = self._due(preview.every_steps) or (preview.at_cycle_ends and self._at_cycle_end())
+        asked = self._due(preview.every_steps) or (preview.at_cycle_ends and (self.step == 0 or self._at_cycle_end()))
         return bool(preview.prompts) and asked
 
 
