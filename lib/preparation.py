@@ -263,8 +263,6 @@ def _trainer(
         data.loader.seek(_position(state))
     # counted from here, since a branch may have other epochs behind it than ahead
     num_steps = config.loop.steps or done + data.loader.num_steps_until(config.loop.epochs or 0)
-    if done > num_steps:
-        raise ValueError(f"the run is at step {done}, past loop.steps {num_steps}; give more steps")
     trainable: Trainable = ALGORITHMS.get(config.trainable.algorithm)(config.trainable, config.loop.seed)  # type: ignore[operator]
     trainable.prepare(host)
     parameters = trainable.parameters()
@@ -276,9 +274,10 @@ def _trainer(
         rates.append(schedule.resolve(num_steps, data.loader.num_steps_per_epoch, config.rate.stop_at_end))
         groups[name] = Group(params=[parameters[n] for n in names], names=names, lr=0.0)
     optimizer = create(config.optimizer.name, list(groups.values()), config.optimizer)
-    for step in {
-        s for rate in rates for piece in rate.pieces for s in (piece.first, piece.end - 1) if s < rate.num_steps
-    }:
+    num_steps = min(rate.num_steps for rate in rates)
+    if done > num_steps:
+        raise ValueError(f"the run is at step {done}, past its end at step {num_steps}; give more steps")
+    for step in {s for rate in rates for piece in rate.pieces for s in (piece.first, piece.end - 1) if s < num_steps}:
         # an optimizer that wants one rate for all refuses here, not in the middle of the run
         optimizer.set_rates([rate.rate(step) for rate in rates])
     loss = DiffusionLoss(host, config.objective, config.loop.seed)
