@@ -57,7 +57,7 @@ def make_previews(host: Host, config: PreviewConfig, resolution: int, folder: Pa
             try:
                 with random_state_kept():
                     image = host.sampler(attempt)
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 if host.device.type == "cuda":
