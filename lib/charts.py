@@ -260,10 +260,16 @@ def _padded(step: NDArray) -> tuple[float, float]:
 
 
 def _robust_limits(axes: Any, raw: NDArray, curves: NDArray) -> None:
-    """Show 99 % of the raw values and every curve whole: single spikes would flatten everything else."""
-    raw, curves = raw[np.isfinite(raw)], curves[np.isfinite(curves)]
-    if raw.size and raw.max() > 0:
-        axes.set_ylim(0, 1.08 * max(np.quantile(raw, 0.99), curves.max() if curves.size else 0.0, raw.max() * 1e-9))
+    """Show 99 % of the raw values and every curve whole: single spikes would flatten everything else. From 0 on, unless
+    everything lies far above it."""
+    shown = curves[np.isfinite(curves)]
+    raw = raw[np.isfinite(raw)]
+    if raw.size:
+        shown = np.append(shown, np.quantile(raw, [0.005, 0.99]))
+    if shown.size and shown.max() > 0:
+        low, high = float(shown.min()), float(shown.max())
+        bottom = low - 0.15 * (high - low) if high / 2 < low < high else 0.0
+        axes.set_ylim(bottom, high + 0.08 * (high - bottom))
 
 
 def _outline(values: NDArray) -> NDArray:

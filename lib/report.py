@@ -79,7 +79,7 @@ def _about(run: RunFolder, steps: Columns, pictures: list[PictureLoss]) -> dict[
         "Learning rate": config.rate.schedule,
         "Optimizer": config.optimizer.name,
         "Pictures": f"{len(pictures):,}",
-        "Started": str(run.description.get("created", "")).replace("T", " "),
+        "Started": str(run.description.get("created", "")).replace("T", " ").replace("+00:00", " UTC"),
         "Goes on from": f"{lineage.get('name')} at step {lineage.get('step')}" if lineage else "",
     }
     return {name: text for name, text in about.items() if text}

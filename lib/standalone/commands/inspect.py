@@ -110,7 +110,7 @@ def _match_lines(found: Inspection, match: ModelMatch) -> Iterable[str]:
 
 def _metadata_lines(metadata: dict[str, str]) -> Iterable[str]:
     tags = tag_frequencies(metadata, NUM_SHOWN)
-    shown = {k: v for k, v in metadata.items() if not (k == "ss_tag_frequency" and tags)}
+    shown = {k: v for k, v in metadata.items() if v and not (k == "ss_tag_frequency" and tags)}
     if not metadata:
         yield from ("", "no metadata")
     if tags:
