@@ -23,7 +23,7 @@ A file imports its own layer and below; tests/test_layers.py reads the imports a
         lr_schedule/     the schedule grammar and its curves; a pure function step -> rate
         trainables/      what can be trained, one algorithm a file
     L2  keys/            module names <-> names in files, per model family
-        data/            scan, captions, buckets, pictures, shards, encode, cache, loader, conditioner
+        data/            scan, headers, captions, buckets, pictures, shards, encode, cache, loader, conditioner
         diffusion_loss.py  the loss of a batch: from clean latents to one number a sample
     L3  records.py       the files of the records: rows, offsets, reading
         recorder.py      per-sample loss rows and the three means

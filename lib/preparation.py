@@ -28,7 +28,7 @@ from .fingerprint import fingerprint
 from .host import Host
 from .lr_schedule import ResolvedSchedule, parse
 from .network_metadata import checkpoint_metadata, network_metadata
-from .optimizers import Ema, Group, create
+from .optimizers import Ema, Group, Optimizer, create
 from .probe import Probe
 from .recorder import Recorder
 from .registry import ALGORITHMS, SPELLINGS
@@ -78,10 +78,11 @@ def start(host: Host, config: RunConfig, parent: Path, report: Report = lambda t
     """
     config = check_settings(config)
     with _data(host, config, parent, report) as data:
+        plan = _plan(host, config, data, 0, Position())
         run = RunFolder.create(parent, config.name, config, **_identity(host, data))
         with run.owner():
-            trainer = _trainer(host, config, run, data)
-            yield Prepared(trainer, run, data.notes + _rate_notes(trainer.rates), _summary(trainer, data))
+            trainer = _trainer(host, config, run, data, plan)
+            yield Prepared(trainer, run, data.notes + _rate_notes(plan.rates), _summary(trainer, data))
 
 
 @contextmanager
@@ -98,7 +99,8 @@ def resume(
     with run.owner(), _data(host, config, run.path.parent, report) as data:
         notes = run.resume(config, **_identity(host, data))
         state, _, damaged = run.load()
-        trainer = _trainer(host, config, run, data, state)
+        trainer = _trainer(host, config, run, data, _plan(host, config, data, state.step, _position(state)))
+        trainer.restore(state)
         report(
             f"goes on at step {state.step} with the weights, the {config.optimizer.name} state, the order of the "
             "pictures, their noise, the rate and the records as they were"
@@ -137,6 +139,7 @@ def fork(
         else:
             position = position.afresh()
             notes.append("the data set changed: an epoch starts with it")
+        plan = _plan(host, config, data, state.step, position)
         run = RunFolder.fork(
             old,
             state.step,
@@ -147,9 +150,9 @@ def fork(
             values={"position": position.to_dict()},
         )
         with run.owner():
-            state, _, _ = run.load()
-            trainer = _trainer(host, config, run, data, state)
-            yield Prepared(trainer, run, data.notes + notes, _summary(trainer, data))
+            trainer = _trainer(host, config, run, data, plan)
+            trainer.restore(run.load()[0])
+            yield Prepared(trainer, run, data.notes + notes + _rate_notes(plan.rates), _summary(trainer, data))
 
 
 def base_of(host: Host) -> dict[str, Any]:
@@ -251,16 +254,22 @@ def _long_captions(host: Host, samples: list[Sample], max_chunks: int) -> list[s
     return notes
 
 
-def _trainer(
-    host: Host,
-    config: RunConfig,
-    run: RunFolder,
-    data: _Data,
-    state: TrainState | None = None,
-) -> Trainer:
-    done = 0 if state is None else state.step
-    if state is not None:
-        data.loader.seek(_position(state))
+@dataclass
+class _Plan:
+    """What is trained and how, before there is a folder for it: whatever is wrong with it costs no folder."""
+
+    trainable: Trainable
+    groups: dict[str, Group]
+    rates: list[ResolvedSchedule]
+    optimizer: Optimizer
+    loss: DiffusionLoss
+    probe: Probe | None
+    num_steps: int
+
+
+def _plan(host: Host, config: RunConfig, data: _Data, done: int, position: Position) -> _Plan:
+    """The plan of a run that is at step `done` and at `position` in the data. Errors: `ValueError`."""
+    data.loader.seek(position)
     # counted from here, since a branch may have other epochs behind it than ahead
     num_steps = config.loop.steps or done + data.loader.num_steps_until(config.loop.epochs or 0)
     trainable: Trainable = ALGORITHMS.get(config.trainable.algorithm)(config.trainable, config.loop.seed)  # type: ignore[operator]
@@ -285,38 +294,39 @@ def _trainer(
     probe = None
     if record.probe_every_steps:
         probe = Probe(host, loss, data.samples, record.probe_images, record.probe_timesteps, config.loop.seed)
+    return _Plan(trainable, groups, rates, optimizer, loss, probe, num_steps)
+
+
+def _trainer(host: Host, config: RunConfig, run: RunFolder, data: _Data, plan: _Plan) -> Trainer:
     metadata = network_metadata(
         config,
         data.samples,
         family=host.family,
-        prediction=loss.prediction,
+        prediction=plan.loss.prediction,
         model_info=host.model_info,
-        network=trainable.metadata(),
-        num_steps=num_steps,
+        network=plan.trainable.metadata(),
+        num_steps=plan.num_steps,
         created=run.created,
     )
-    trainer = Trainer(
+    ema = Ema(plan.trainable.parameters(), config.loop.ema_decay) if config.loop.ema_decay else None
+    return Trainer(
         host=host,
         config=config,
         run=run,
-        trainable=trainable,
+        trainable=plan.trainable,
         loader=data.loader,
         cache=data.cache,
         conditioner=data.conditioner,
-        loss=loss,
-        optimizer=optimizer,
-        group_names=list(groups),
-        rates=rates,
-        recorder=Recorder(run.path, record, config.loop.seed, list(groups)),
-        probe=probe,
+        loss=plan.loss,
+        optimizer=plan.optimizer,
+        group_names=list(plan.groups),
+        rates=plan.rates,
+        recorder=Recorder(run.path, config.record, config.loop.seed, list(plan.groups)),
+        probe=plan.probe,
         metadata=lambda stem, step, epoch: checkpoint_metadata(metadata, stem, step, epoch),
         compute_dtype=DTYPES.get(config.loop.compute_dtype, host.compute_dtype),
-        ema=Ema(parameters, config.loop.ema_decay) if config.loop.ema_decay else None,
+        ema=ema,
     )
-    if state is not None:
-        trainer.recorder.restore(state.records)
-        trainer.restore(state)
-    return trainer
 
 
 def _summary(trainer: Trainer, data: _Data) -> str:

@@ -117,7 +117,10 @@ class Trainer:
         )
 
     def restore(self, state: TrainState) -> None:
-        """Go on where `state` was taken; the loader is there already. Errors: `ValueError` naming what is missing."""
+        """Go on where `state` was taken, its records included; the loader is there already.
+
+        Errors: `ValueError` naming what is missing.
+        """
 
         def of(part: str) -> dict[str, Tensor]:
             prefix = part + "."
@@ -127,10 +130,15 @@ class Trainer:
         missing = wanted - state.values.keys()
         if missing:
             raise ValueError(f"the state of step {state.step} lacks {', '.join(sorted(missing))}; it cannot be resumed")
+        self.recorder.restore(state.records)
         self.trainable.restore(of("trainable"))
         self.optimizer.restore(of("optimizer"), state.values["optimizer"])
-        if self.ema:
-            self.ema.restore(of("ema"), state.values["ema_updates"])
+        average = of("ema")
+        if self.ema and (average or state.values["ema_updates"]):
+            self.ema.restore(average, state.values["ema_updates"])
+        elif self.ema:
+            # a branch that turns the average on starts it where it branches off
+            self.ema = Ema(self._parameters, self.ema.decay)
         self._scaler.restore(state.values["loss_scaler"])
         self._num_nonfinite, self._probed_step = state.values["num_nonfinite"], state.values["probed_step"]
         self.step, self.images_seen = state.step, state.images_seen

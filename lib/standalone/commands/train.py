@@ -57,7 +57,9 @@ def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
     """Settings of the run."""
     helps = {widget.path: widget.help for group in form(RunConfig) for widget in group.widgets}
     for name, path in SHORT.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", dest=name, metavar="VALUE", help=f"{helps[path]} ({path})")
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", dest=name, metavar="VALUE", help=f"{helps[path]} ({path})".replace("%", "%%")
+        )
     parser.add_argument(
         "--set", action="append", default=[], metavar="SETTING=VALUE", help="any setting by its dotted name; repeatable"
     )
