@@ -31,6 +31,7 @@ from torch import Tensor
 
 RENAME_PATIENCE_SECONDS = 5.0
 MAX_NAME_BYTES = 120
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # a run folder from elsewhere may hold links to anything
 
 # Every call that can fail because of the disk goes through one of these, so that tests can make each of them fail.
 _open = os.open
@@ -96,11 +97,12 @@ def write_bytes(path: Path | str, data: bytes, *, verify: bool = False) -> str:
 def append_bytes(path: Path | str, data: bytes, at: int) -> None:
     """Make a file hold `data` from byte `at` to its end, durably; the file is made where it is missing.
 
-    Errors: `DiskFullError`, `OSError`. What stood before `at` is as it was, and the same call can be tried again.
+    Errors: `DiskFullError`; `OSError`, also where the file is a link: nothing is cut through one. What stood before
+    `at` is as it was, and the same call can be tried again.
     """
     path = Path(path)
     try:
-        descriptor = _open(path, os.O_RDWR | os.O_CREAT | _BINARY, 0o666)
+        descriptor = _open(path, os.O_RDWR | os.O_CREAT | NO_FOLLOW | _BINARY, 0o666)
         try:
             os.ftruncate(descriptor, at)
             os.lseek(descriptor, at, os.SEEK_SET)
@@ -205,8 +207,9 @@ def remove_leftovers(folder: Path | str) -> list[str]:
             continue
         pid = int(match[1])
         if pid == os.getpid() or not process_runs(pid):
-            path.unlink(missing_ok=True)
-            removed.append(path.name)
+            with contextlib.suppress(PermissionError):  # held by a program that looks at it: gone the next time
+                path.unlink(missing_ok=True)
+                removed.append(path.name)
     return removed
 
 

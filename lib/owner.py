@@ -18,6 +18,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from .files import NO_FOLLOW
+
 if sys.platform == "win32":
     import msvcrt
 else:
@@ -37,10 +39,10 @@ class FolderInUseError(ValueError):
 def owner_of(folder: Path | str) -> Iterator[None]:
     """Own a folder while the block runs. Threads and processes exclude each other alike.
 
-    Errors: `FolderInUseError` naming the holder; `ValueError` on a file system without locks.
+    Errors: `FolderInUseError` naming the holder; `ValueError` on a file system without locks; `OSError`.
     """
     path = Path(folder) / LOCK_NAME
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | NO_FOLLOW | getattr(os, "O_BINARY", 0), 0o666)
     try:
         if not _lock(descriptor, path):
             raise FolderInUseError(f"{folder} is in use by {_shown(_read(descriptor))}; stop that run, or wait for it")

@@ -231,6 +231,15 @@ def test_append_cuts_what_stood_behind_and_keeps_what_stood_before(tmp_path):
     assert (tmp_path / "a").read_bytes() == b"one"
 
 
+@pytest.mark.skipif(not files.NO_FOLLOW, reason="this system cannot refuse links")
+def test_nothing_is_cut_through_a_link(tmp_path):
+    (tmp_path / "precious").write_bytes(b"x")
+    (tmp_path / "loss.csv").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match=r"loss\.csv"):
+        files.append_bytes(tmp_path / "loss.csv", b"", 0)
+    assert (tmp_path / "precious").read_bytes() == b"x"
+
+
 def test_folders_are_made_with_those_above_them(tmp_path, failing_disk):
     files.make_folder(tmp_path / "a" / "b" / "c")
     assert (tmp_path / "a" / "b" / "c").is_dir()

@@ -7,6 +7,7 @@ import sys
 import threading
 
 import pytest
+from sd_atelier.lib.files import NO_FOLLOW
 from sd_atelier.lib.owner import LOCK_NAME, FolderInUseError, owner_of
 
 HOLD = """
@@ -111,6 +112,15 @@ def test_a_record_that_is_no_record_hinders_nobody(tmp_path):
         (tmp_path / LOCK_NAME).write_bytes(content)
         with owner_of(tmp_path):
             pass
+
+
+@pytest.mark.skipif(not NO_FOLLOW, reason="this system cannot refuse links")
+def test_nothing_is_written_through_a_link(tmp_path):
+    (tmp_path / "precious").write_bytes(b"x")
+    (tmp_path / LOCK_NAME).symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match=LOCK_NAME), owner_of(tmp_path):
+        pass
+    assert (tmp_path / "precious").read_bytes() == b"x"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="made to fail through fcntl")
