@@ -98,14 +98,20 @@ def resume(
     config = check_settings(merge(run.config, changes or {}))
     with run.owner(), _data(host, config, run.path.parent, report) as data:
         notes = run.resume(config, **_identity(host, data))
-        state, _, damaged = run.load()
-        trainer = _trainer(host, config, run, data, _plan(host, config, data, state.step, _position(state)))
-        trainer.restore(state)
-        report(
-            f"goes on at step {state.step} with the weights, the {config.optimizer.name} state, the order of the "
-            "pictures, their noise, the rate and the records as they were"
-        )
-        yield Prepared(trainer, run, data.notes + notes + damaged, _summary(trainer, data))
+        if run.checkpoints.networks():
+            state, _, damaged = run.load()
+            notes += damaged
+            trainer = _trainer(host, config, run, data, _plan(host, config, data, state.step, _position(state)))
+            trainer.restore(state)
+            report(
+                f"goes on at step {state.step} with the weights, the {config.optimizer.name} state, the order of the "
+                "pictures, their noise, the rate and the records as they were"
+            )
+        else:
+            trainer = _trainer(host, config, run, data, _plan(host, config, data, 0, Position()))
+            trainer.recorder.restore({})
+            report("begins at step 0: the run ended before its first checkpoint")
+        yield Prepared(trainer, run, data.notes + notes, _summary(trainer, data))
 
 
 @contextmanager
