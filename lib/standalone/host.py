@@ -31,10 +31,11 @@ def _key(modules: Iterable[nn.Module], *facts: object) -> str:
 class StandaloneText:
     """A CLIP tokenizer and text encoder: literal captions, in chunks of 75 tokens."""
 
-    def __init__(self, tokenizer: Any, encoder: nn.Module, clip_skip: int, max_chunks: int) -> None:
+    def __init__(self, tokenizer: Any, encoder: Any, clip_skip: int, max_chunks: int) -> None:
         self._tokenizer, self._encoder = tokenizer, encoder
         self._clip_skip, self._max_chunks = clip_skip, max_chunks
-        self._window = tokenizer.model_max_length - 2
+        # the tokenizer may not know it: its own limit is in a file of its folder that is often left out
+        self._window = encoder.config.max_position_embeddings - 2
         self.dtype = next(encoder.parameters()).dtype
 
     @property

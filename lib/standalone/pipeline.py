@@ -72,6 +72,12 @@ def load_pipeline(
                 f"{path} is neither a folder nor a .safetensors file; other formats can run code and are not read"
             )
     pipeline.vae.to(torch.float32)
+    takes, gives = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
+    if takes != gives:
+        raise ValueError(
+            f"{path} is no plain text-to-image model: its U-Net takes {takes} channels, its autoencoder gives {gives}; "
+            "inpainting models and their like cannot be trained"
+        )
     return pipeline, info
 
 
@@ -93,19 +99,28 @@ def _single_file(
 
     with tempfile.TemporaryDirectory() as folder:
         write_configuration(path, Path(folder), prediction)
-        return StableDiffusionPipeline.from_single_file(
+        pipeline = StableDiffusionPipeline.from_single_file(
             str(path), config=folder, tokenizer=_tokenizer(tokenizer), torch_dtype=dtype, **options
         )
+    if pipeline.unet.config.cross_attention_dim == 1024:
+        # SD 2.x was trained with token 0 as padding; the tokenizer of SD 1.x pads with the end token
+        pipeline.tokenizer.pad_token = "!"
+    return pipeline
 
 
 def _tokenizer(folder: Path | None) -> Any:
     from transformers import CLIPTokenizer
 
     source = "openai/clip-vit-large-patch14" if folder is None else str(folder)
+    where = "the local Hugging Face cache" if folder is None else str(folder)
+    problem = (
+        f"no CLIP tokenizer in {where}; a single file holds none: give --tokenizer FOLDER (vocab.json, merges.txt)"
+    )
     try:
-        return CLIPTokenizer.from_pretrained(source, local_files_only=True)
+        tokenizer = CLIPTokenizer.from_pretrained(source, local_files_only=True)
     except (OSError, ValueError) as error:
-        where = "the local Hugging Face cache" if folder is None else str(folder)
-        raise ValueError(
-            f"no CLIP tokenizer in {where}; a single file holds none: give --tokenizer FOLDER (vocab.json, merges.txt)"
-        ) from error
+        raise ValueError(problem) from error
+    if len(tokenizer.get_vocab()) < 256:
+        # of a folder without these files transformers makes a tokenizer that knows no letter
+        raise ValueError(problem)
+    return tokenizer

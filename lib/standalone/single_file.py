@@ -7,10 +7,12 @@ all of it except the prediction type, which no tensor tells.
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 _UNET = "model.diffusion_model."
@@ -42,11 +44,16 @@ def write_configuration(path: Path, folder: Path, prediction: str) -> None:
     ):
         if prefix not in shapes:
             raise ValueError(f"{path} holds no {what} of Stable Diffusion 1.x or 2.x: {prefix} is missing")
-    text = _text_config(shapes, path)
+    try:
+        models = {
+            "unet/config.json": _unet_config(shapes),
+            "vae/config.json": _vae_config(shapes),
+            "text_encoder/config.json": _text_config(shapes, path),
+        }
+    except KeyError as error:
+        raise ValueError(f"{path} is incomplete: {error.args[0]} is missing") from error
     configs: dict[str, dict[str, Any]] = {
-        "unet/config.json": _unet_config(shapes),
-        "vae/config.json": _vae_config(shapes),
-        "text_encoder/config.json": text,
+        **models,
         "scheduler/scheduler_config.json": {
             "_class_name": "PNDMScheduler",
             "beta_start": 0.00085,
@@ -74,6 +81,29 @@ def write_configuration(path: Path, folder: Path, prediction: str) -> None:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(config, indent=2), encoding="utf-8")
+    _check_complete(path, shapes, *models.values())
+
+
+def _check_complete(
+    path: Path, shapes: Shapes, unet: dict[str, Any], vae: dict[str, Any], text_encoder: dict[str, Any]
+) -> None:
+    """Whether each part has as many values as its layers take; diffusers may start from random ones where some lack."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    unused = rf"position_ids|text_projection|logit_scale|attn_mask|resblocks\.{text_encoder['num_hidden_layers']}\."
+    with torch.device("meta"):
+        parts: list[tuple[str, Any, str, str]] = [
+            ("U-Net", UNet2DConditionModel.from_config(unet), _UNET, "^$"),
+            ("autoencoder", AutoencoderKL.from_config(vae), _VAE, r"^loss\."),
+            ("text encoder", CLIPTextModel(CLIPTextConfig(**text_encoder)), "cond_stage_model.", unused),
+        ]
+    for what, model, prefix, others in parts:
+        needed = sum(p.numel() for p in model.parameters())
+        names = [name for name in shapes if name.startswith(prefix) and not re.search(others, name[len(prefix) :])]
+        lacking = needed - sum(math.prod(shapes[name]) for name in names)
+        if lacking > 0:
+            raise ValueError(f"{path} is incomplete: its {what} lacks {lacking:,} of {needed:,} values")
 
 
 def _indices(shapes: Shapes, pattern: str) -> list[int]:
@@ -96,7 +126,7 @@ def _unet_config(shapes: Shapes) -> dict[str, Any]:
             attends[-1] |= index in attention
             width = shapes[f"{_UNET}input_blocks.{index}.0.in_layers.2.weight"][0]
             channels = [*channels[: len(counts) - 1], width]
-    first = f"{_UNET}input_blocks.{min(attention)}.1."
+    first = f"{_UNET}input_blocks.{min(attention, default=1)}.1."
     width = shapes[f"{first}transformer_blocks.0.attn2.to_k.weight"][1]
     # SD 1.x has eight heads everywhere; SD 2.x has heads of 64
     heads: int | list[int] = [c // 64 for c in channels] if width == 1024 else 8
