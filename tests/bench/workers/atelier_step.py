@@ -1,57 +1,128 @@
-"""Contender: ours. The base in the dtype under test, frozen through `lib/frozen.py`, LoRA in float32, channels last."""
+"""Contender: ours. One step of `lib/trainer.py`, guard and records included, on a U-Net in the dtype under test.
+
+Latents, text, noise and t are given instead of read and drawn; what is trained is float32 and the layout channels last,
+as in the standalone host.
+"""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
-from contender import ALPHA, CLIP_NORM, RANK, RATE, Batch, Setup, Step, adapter_weights, load_base, serve
-from diffusers import UNet2DConditionModel
-from sd_atelier.lib.config import TrainableConfig
+from contender import ALPHA, NUM_CAPTIONS, RANK, RATE, Batch, Setup, Step, adapter_weights, load_base, serve, text_of
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from sd_atelier.lib import optimizers
+from sd_atelier.lib.config import RunConfig, merge
+from sd_atelier.lib.data.sample import Batch as SampleBatch
+from sd_atelier.lib.diffusion_loss import DiffusionLoss, Drawn
 from sd_atelier.lib.frozen import attached, plain_weight
-from sd_atelier.lib.noise import NoiseSchedule
-from sd_atelier.lib.objective import loss_per_sample, noised
+from sd_atelier.lib.lr_schedule import parse
+from sd_atelier.lib.recorder import Recorder
 from sd_atelier.lib.trainables.lora import Lora
+from sd_atelier.lib.trainer import Trainer
 
 
 class Host:
-    """As much of a host as a step needs: a U-Net in the dtype under test."""
+    """As much of a host as a step needs."""
 
-    name, family, device = "bench", "sd1", torch.device("cpu")
+    name, family, prediction, device = "bench", "sd1", "epsilon", torch.device("cpu")
 
     def __init__(self, setup: Setup) -> None:
         with torch.device("meta"):
             unet = UNet2DConditionModel(**setup.architecture)
         load_base(unet, setup)
-        unet.eval().to(memory_format=torch.channels_last)
-        self.parts, self.dtype = {"unet": unet}, setup.dtype
-        self.attached = ExitStack()  # left when the process ends
+        self.parts = {"unet": unet.eval().to(memory_format=torch.channels_last)}
+        self.compute_dtype = setup.dtype
+        self.alphas_cumprod = DDPMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+        ).alphas_cumprod
 
-    def denoiser(self, x_t: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        x_t = x_t.to(self.dtype, memory_format=torch.channels_last)
-        return self.parts["unet"](x_t, t, text.to(self.dtype), return_dict=False)[0].float()
+    def denoiser(self, x_t: torch.Tensor, t: torch.Tensor, conditioning: dict[str, torch.Tensor]) -> torch.Tensor:
+        x_t = x_t.to(self.compute_dtype, memory_format=torch.channels_last)
+        text = conditioning["text"].to(self.compute_dtype)
+        return self.parts["unet"](x_t, t, encoder_hidden_states=text, return_dict=False)[0].float()
+
+
+class GivenLoss(DiffusionLoss):
+    """The objective on given noise and t; keeps the batch's losses."""
+
+    given: Drawn
+    losses: torch.Tensor
+
+    def draw(self, *args: Any) -> Drawn:
+        return self.given
+
+    def __call__(self, *args: Any) -> torch.Tensor:
+        self.losses = super().__call__(*args)
+        return self.losses
+
+
+class Given:
+    """The loader's and the conditioner's place: one batch, and the few captions, encoded before."""
+
+    position = None
+
+    def __init__(self) -> None:
+        self.batches: list[SampleBatch] = []
+        self.texts = {str(caption): text_of(caption) for caption in range(NUM_CAPTIONS)}
+
+    def next_step(self) -> list[SampleBatch]:
+        return self.batches
+
+    def conditioning(self, captions: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        return {"text": torch.stack([self.texts[caption] for caption in captions])}
 
 
 def build(setup: Setup) -> Step:
-    host = Host(setup)
-    lora = Lora(TrainableConfig(rank=RANK, alpha=ALPHA, layers="kohya"), seed=0)
+    host, given = Host(setup), Given()
+    config = merge(RunConfig(), {"trainable": {"rank": RANK, "alpha": ALPHA, "layers": "kohya"}})
+    lora = Lora(config.trainable, seed=0)
     lora.prepare(host)
     lora.restore(_named(setup, lora))
-    parameters = list(lora.parameters().values())
-    optimizer = torch.optim.AdamW(parameters, lr=RATE)
-    schedule = NoiseSchedule.scaled_linear()
-    host.attached.enter_context(attached(host.parts.values(), plain_weight, lora.branch_of))
+    parameters = lora.parameters()
+    group = {"params": list(parameters.values()), "names": list(parameters), "lr": RATE}
+    loss = GivenLoss(host, config.objective, seed=0)
+    trainer = Trainer(
+        host=host,
+        config=config,
+        run=SimpleNamespace(),
+        trainable=lora,
+        loader=given,
+        cache=SimpleNamespace(),
+        conditioner=given.conditioning,
+        loss=loss,
+        optimizer=optimizers.create("adamw", [group], config.optimizer),
+        group_names=["unet"],
+        rates=[parse(str(RATE)).resolve(1_000_000)],
+        recorder=Recorder(Path(), config.record, 0, ["unet"]),  # never flushed, so nothing is written
+        probe=None,
+        metadata=lambda stem, step, epoch: {},
+        compute_dtype=setup.dtype,
+    )
+    readied = ExitStack()  # `step` holds it until the process ends
+    readied.enter_context(attached(host.parts.values(), plain_weight, lora.branch_of))
+    trainer.optimizer.allocate()
 
-    def step(batch: Batch) -> float:
-        x_t, noise = noised(batch.latents, batch.noise, batch.t, schedule)
-        with lora.training(0, 0):
-            prediction = host.denoiser(x_t, batch.t, batch.text)
-            loss = loss_per_sample(prediction, noise, "mse").mean()
-            loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+    def step(batch: Batch, readied: ExitStack = readied) -> float:
+        captions = tuple(map(str, batch.captions))
+        given.batches = [
+            SampleBatch(
+                latents=batch.latents,
+                names=captions,
+                visits=(0,) * len(captions),
+                captions=captions,
+                weight=torch.ones(len(captions)),
+                mask=None,
+                sizes=(),
+                epoch=0,
+            )
+        ]
+        loss.given = Drawn(batch.noise, batch.t)
+        trainer._one_step()
+        return loss.losses.mean().item()
 
     return step
 
