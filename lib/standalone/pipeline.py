@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import tempfile
 import warnings
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import torch
 
 from ..files import sha256_of
-from .single_file import write_configuration
+from .single_file import shapes_of, write_configuration
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -86,10 +88,25 @@ def _folder(path: Path, dtype: torch.dtype, options: dict[str, Any]) -> Any:
 
     if not (path / "model_index.json").is_file():
         raise ValueError(f"{path} is not a diffusers folder: model_index.json is missing")
+    options = {**options, "feature_extractor": None, "use_safetensors": True}
     try:
-        return StableDiffusionPipeline.from_pretrained(path, torch_dtype=dtype, feature_extractor=None, **options)
+        pipeline = StableDiffusionPipeline.from_pretrained(path, torch_dtype=dtype, **options)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be loaded as a Stable Diffusion 1.x or 2.x pipeline: {error}") from error
+    for part in ("unet", "vae", "text_encoder"):
+        # the libraries start from random values where some lack, and only log it
+        needed = sum(p.numel() for p in getattr(pipeline, part).parameters())
+        lacking = needed - sum(_num_values(file) for file in (path / part).glob("*.safetensors"))
+        if lacking > 0:
+            raise ValueError(f"{path / part} is incomplete: it lacks {lacking:,} of {needed:,} values")
+    return pipeline
+
+
+def _num_values(file: Path) -> int:
+    """Values in a file that holds a model or a shard of one; 0 for others, such as the model in another precision."""
+    if not re.fullmatch(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors", file.name):
+        return 0
+    return sum(math.prod(shape) for name, shape in shapes_of(file).items() if not name.endswith("position_ids"))
 
 
 def _single_file(

@@ -1,4 +1,4 @@
-"""A single-file checkpoint equals the folder that it was made from; what is no checkpoint is refused in words.
+"""A single-file checkpoint equals the folder that it was made from; what is no whole model is refused in words.
 
 diffusers reads the original layout but cannot write it, so the names are written down here once more, the other way.
 """
@@ -339,8 +339,31 @@ def test_what_is_no_checkpoint_is_refused_in_words(checkpoint, tmp_path):
         assert what in refusal(tmp_path / name, tokenizer)
 
 
-def test_a_folder_that_lacks_a_part_is_refused_in_words(tiny_model, tmp_path):
-    folder = tmp_path / "model"
-    shutil.copytree(tiny_model, folder)
-    (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+@pytest.fixture
+def folder(tiny_model, tmp_path):
+    return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+WEIGHTS = {
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+}
+
+
+@pytest.mark.parametrize("part", WEIGHTS)
+def test_a_folder_that_lacks_a_tensor_is_refused(folder, part):
+    path = folder / part / WEIGHTS[part]
+    tensors = load_file(path)
+    lost = next(name for name in sorted(tensors) if name.endswith("norm1.weight"))
+    save_file({name: t for name, t in tensors.items() if name != lost}, path, {"format": "pt"})
+    assert f"{part} is incomplete: it lacks {tensors[lost].numel()} of" in refusal(folder, folder / "tokenizer")
+
+
+@pytest.mark.parametrize("part", WEIGHTS)
+def test_pickled_weights_are_not_read(folder, part):
+    path = folder / part / WEIGHTS[part]
+    pickled = "pytorch_model.bin" if part == "text_encoder" else "diffusion_pytorch_model.bin"
+    torch.save(load_file(path), path.with_name(pickled))
+    path.unlink()
     assert "cannot be loaded" in refusal(folder, folder / "tokenizer")
