@@ -129,7 +129,9 @@ def _start(name: str, dtype: str, batch: int, args: argparse.Namespace, files: t
     python = args.kohya_python if name == "kohya" else sys.executable
     command = [python, str(WORKERS[name]), "--base", str(files[0]), "--adapter", str(files[1]), "--dtype", dtype]
     command += ["--batch", str(batch), "--size", str(args.size), "--threads", str(args.threads)]
-    command += ["--tiny"] * args.tiny + (["--peer", args.kohya] if name == "kohya" else [])
+    command += ["--tiny"] * args.tiny
+    if name == "kohya":
+        command += ["--peer", args.kohya] + ["--live-text"] * args.kohya_live_text
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1"}
     log = args.work / f"{name}.log"
     with log.open("w") as errors:
@@ -139,6 +141,7 @@ def _start(name: str, dtype: str, batch: int, args: argparse.Namespace, files: t
     return Contender(name, process, log)
 
 
+SETTINGS = ("size", "threads", "steps", "warmup", "tiny", "kohya_live_text")  # what the JSON file repeats
 HEADER = (
     "| dtype | batch | contender | s/step | min..max | speed | CPU s/step | peak MiB | memory | at rest MiB | loss |\n"
     "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
@@ -159,6 +162,11 @@ def main() -> None:
     parser.add_argument("--contenders", default="", help="comma-separated, ours first; default: all that can run")
     parser.add_argument("--kohya", default="", help="folder of kohya-ss/sd-scripts")
     parser.add_argument("--kohya-python", default=sys.executable, help="Python that has what sd-scripts needs")
+    parser.add_argument(
+        "--kohya-live-text",
+        action="store_true",
+        help="let sd-scripts encode the text in each step and hold text encoder and autoencoder, as it always does",
+    )
     parser.add_argument("--dtype", default="fp32,bf16")
     parser.add_argument("--batch", default="1,4")
     parser.add_argument("--size", type=int, default=256, help="picture side in px")
@@ -191,9 +199,7 @@ def main() -> None:
                     print(*map(table_line, measured), sep="\n", flush=True)
                     rows += measured
     if args.json:
-        settings = {
-            key: value for key, value in vars(args).items() if key in ("size", "threads", "steps", "warmup", "tiny")
-        }
+        settings = {key: value for key, value in vars(args).items() if key in SETTINGS}
         machine = {"processor": processor(), "cores": os.cpu_count(), "system": platform.platform()}
         args.json.write_text(json.dumps({"settings": settings, "machine": machine, "rows": rows}, indent=1) + "\n")
 

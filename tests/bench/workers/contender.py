@@ -47,6 +47,7 @@ class Setup:
     size_px: int
     tiny: bool
     peer: str  # folder of the peer's code, where it has one
+    live_text: bool  # encode the text in each step and hold the autoencoder, where the peer's own script does
 
     @property
     def architecture(self) -> dict[str, object]:
@@ -127,6 +128,7 @@ def serve(build: Callable[[Setup], Step]) -> None:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--peer", default="")
+    parser.add_argument("--live-text", action="store_true")
     args = parser.parse_args()
     # What libraries print must not mix with the replies.
     replies = os.fdopen(os.dup(1), "w")
@@ -137,7 +139,9 @@ def serve(build: Callable[[Setup], Step]) -> None:
         replies.flush()
 
     torch.set_num_threads(args.threads)
-    setup = Setup(args.base, args.adapter, DTYPES[args.dtype], args.batch, args.size, args.tiny, args.peer)
+    setup = Setup(
+        args.base, args.adapter, DTYPES[args.dtype], args.batch, args.size, args.tiny, args.peer, args.live_text
+    )
     started = time.perf_counter()
     step = build(setup)
     load_seconds = time.perf_counter() - started

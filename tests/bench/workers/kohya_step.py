@@ -1,9 +1,9 @@
 """Contender: kohya-ss/sd-scripts, imported from the folder given as --peer; nothing of it is kept here.
 
 The step is that of `train_network.py --mixed_precision bf16 (or no) --sdpa --cache_latents --network_train_unet_only
---network_dim 8`: its own argument defaults, accelerator, U-Net, LoRA network, optimizer and `process_batch`. In its
-favour the text is already encoded and neither text encoder nor autoencoder is in memory; its script encodes the text in
-each step and holds both. Only the noise and t are given instead of drawn.
+--network_dim 8`: its own argument defaults, accelerator, U-Net, LoRA network, optimizer, `process_batch`. Noise and t
+are given instead of drawn. With --live-text it also encodes the text in each step and holds text encoder and
+autoencoder, as its script does; without, it is spared both.
 """
 
 from __future__ import annotations
@@ -11,9 +11,22 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
-from contender import ALPHA, LATENT_SCALE, RANK, RATE, Batch, Setup, Step, adapter_weights, load_base, serve
+from contender import (
+    ALPHA,
+    LATENT_SCALE,
+    RANK,
+    RATE,
+    TEXT_TOKENS,
+    Batch,
+    Setup,
+    Step,
+    adapter_weights,
+    load_base,
+    serve,
+)
 
 
 def declare_vision_operators() -> None:
@@ -37,7 +50,7 @@ def build(setup: Setup) -> Step:
     declare_vision_operators()
     sys.path.insert(0, setup.peer)
     import train_network
-    from library import original_unet, train_util
+    from library import original_unet, strategy_sd, train_util
     from networks import lora
 
     precision = "no" if setup.dtype == torch.float32 else "bf16"
@@ -78,6 +91,9 @@ def build(setup: Setup) -> Step:
     trainer = train_network.NetworkTrainer()
     noise_scheduler = trainer.get_noise_scheduler(args, accelerator.device)
     given: list[Batch] = []
+    encoders, autoencoder = _live_text(setup, given) if setup.live_text else ([], None)
+    encoding = strategy_sd.SdTextEncodingStrategy(args.clip_skip)
+    tokenization = SimpleNamespace(tokenizer=SimpleNamespace(model_max_length=TEXT_TOKENS))
 
     def given_noise(args, scheduler, latents):
         batch = given[-1]
@@ -89,13 +105,14 @@ def build(setup: Setup) -> Step:
         given[:] = [batch]
         inputs = {
             "latents": batch.latents / LATENT_SCALE,
-            "text_encoder_outputs_list": [batch.text],
+            "text_encoder_outputs_list": None if setup.live_text else [batch.text],
+            "input_ids_list": [torch.zeros(setup.batch_size, 1, TEXT_TOKENS, dtype=torch.int64)],
             "loss_weights": torch.ones(setup.batch_size),
         }
         with accelerator.accumulate(network):
             loss = trainer.process_batch(
-                inputs, [], unet, network, None, noise_scheduler, None, weight_dtype, accelerator, args, None, None,
-                train_text_encoder=False,
+                inputs, encoders, unet, network, autoencoder, noise_scheduler, None, weight_dtype, accelerator, args,
+                encoding, tokenization, train_text_encoder=False,
             )  # fmt: skip
             accelerator.backward(loss)
             if accelerator.sync_gradients:
@@ -109,6 +126,25 @@ def build(setup: Setup) -> Step:
         return loss.detach().item()
 
     return step
+
+
+def _live_text(setup: Setup, given: list[Batch]) -> tuple[list[torch.nn.Module], torch.nn.Module]:
+    """Text encoder and autoencoder of Stable Diffusion 1.5's size; the text computed is replaced by the given one."""
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig(
+        hidden_size=768, intermediate_size=3072, projection_dim=768, num_hidden_layers=12, num_attention_heads=12
+    )
+    encoder = CLIPTextModel(config).to(setup.dtype).eval().requires_grad_(False)
+    encoder.register_forward_hook(lambda module, inputs, output: (given[-1].text,))
+    autoencoder = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+    )
+    return [encoder], autoencoder.to(setup.dtype).eval().requires_grad_(False)
 
 
 def _fill(network: torch.nn.Module, setup: Setup) -> None:
