@@ -71,13 +71,20 @@ class StoppedError(RuntimeError):
 
 
 @contextmanager
+def _trains() -> Iterator[None]:
+    """Tensors that are made inside can be trained, in programs too that run everything in inference mode."""
+    with torch.inference_mode(False), torch.set_grad_enabled(True):
+        yield
+
+
+@contextmanager
 def start(host: Host, config: RunConfig, parent: Path, report: Report = lambda text: None) -> Iterator[Prepared]:
     """A new run in a new folder below `parent`. `report` gets a sentence for each phase.
 
     Errors: `ValueError` for settings, data or a model that do not fit together.
     """
     config = check_settings(config)
-    with _data(host, config, parent, report) as data:
+    with _trains(), _data(host, config, parent, report) as data:
         plan = _plan(host, config, data, 0, Position())
         run = RunFolder.create(parent, config.name, config, **_identity(host, data))
         with run.owner():
@@ -96,7 +103,7 @@ def resume(
     """
     run = RunFolder.open(folder)
     config = check_settings(merge(run.config, changes or {}))
-    with run.owner(), _data(host, config, run.path.parent, report) as data:
+    with _trains(), run.owner(), _data(host, config, run.path.parent, report) as data:
         notes = run.resume(config, **_identity(host, data))
         if run.checkpoints.networks():
             state, _, damaged = run.load()
@@ -136,7 +143,7 @@ def fork(
             "optimizer.name cannot change"
         )
     state, _, notes = old.load(step)
-    with _data(host, config, parent, report) as data:
+    with _trains(), _data(host, config, parent, report) as data:
         position, loop = _position(state), old.config.loop
         if old.description["data"] == data.cache.manifest:
             position = data.loader.replan(
