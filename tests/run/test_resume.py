@@ -130,9 +130,7 @@ def test_a_stop_while_pictures_are_encoded_leaves_no_run(pictures: Path, tmp_pat
     assert not list(tmp_path.glob("run*"))
 
 
-def test_a_run_that_ended_before_its_first_checkpoint_begins_again(
-    uninterrupted, pictures: Path, tmp_path: Path
-) -> None:
+def test_a_run_killed_before_its_first_checkpoint_begins_again(uninterrupted, pictures: Path, tmp_path: Path) -> None:
     host, killed = ToyHost(), tmp_path / "killed"
 
     def copy_the_folder(phase: str) -> None:
@@ -158,4 +156,14 @@ def test_a_stop_acts_after_the_step_in_which_it_is_asked_for(uninterrupted, pict
     assert (ended.reason, ended.step) == ("stopped", 5)
     assert checkpoint(run)["step"] == 5
     resume(ToyHost(), run)
+    assert unlike(outcome(run), uninterrupted) == []
+
+
+def test_it_is_the_same_run_in_a_program_that_runs_in_inference_mode(
+    uninterrupted, pictures: Path, tmp_path: Path
+) -> None:
+    with torch.inference_mode():
+        run, _ = start(ToyHost(stop_at=5), settings(pictures), tmp_path)
+        resume(ToyHost(), run)
+        assert torch.is_inference_mode_enabled()
     assert unlike(outcome(run), uninterrupted) == []

@@ -231,8 +231,9 @@ class ToyHost:
         finally:
             self._dtype = self.compute_dtype
             for parameter, flag in wanted:
-                parameter.requires_grad_(flag)
-                parameter.grad = None
+                with torch.inference_mode(parameter.is_inference()):  # the only mode in which such a flag can be set
+                    parameter.requires_grad_(flag)
+                    parameter.grad = None
             for module, mode in modes:
                 module.training = mode
 
@@ -248,7 +249,7 @@ class ToyHost:
     def sampler(self, request: SampleRequest) -> Image.Image:
         self.at("preview")
         # samplers move the random states of the whole program, some in each of these
-        torch.rand(1), np.random.rand(), random.random()  # noqa: B018, NPY002
+        torch.rand(1), np.random.rand(), random.random()  # noqa: NPY002
         self._sampling = True
         try:
             generator = torch.Generator().manual_seed(request.seed)

@@ -1,4 +1,4 @@
-"""Whole runs on the toy host: drawn pictures, settings with everything random turned on, and what two runs must share."""
+"""Whole runs on the toy host: drawn pictures, settings with everything random on, and what two runs must share."""
 
 from __future__ import annotations
 
@@ -102,28 +102,24 @@ def put(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-Before = Callable[[Prepared], None]
+Before = Callable[[Prepared], object]
 
 
-def start(
-    host: ToyHost, config: RunConfig, parent: Path, before: Before = lambda prepared: None
-) -> tuple[Path, Outcome]:
-    """A new run, trained until it ends or stops; `before` gets it as it is before step 0. Its folder, and how it ended."""
+def start(host: ToyHost, config: RunConfig, parent: Path, before: Before = id) -> tuple[Path, Outcome]:
+    """A new run, trained until it ends or stops; `before` gets it before step 0. Its folder, and how it ended."""
     with preparation.start(host, config, parent) as prepared:
         before(prepared)
         return prepared.run.path, prepared.trainer.train()
 
 
-def resume(host: ToyHost, run: Path, before: Before = lambda prepared: None, **changes: Any) -> Outcome:
+def resume(host: ToyHost, run: Path, before: Before = id, **changes: Any) -> Outcome:
     """The same for a run that goes on."""
     with preparation.resume(host, run, put({}, changes)) as prepared:
         before(prepared)
         return prepared.trainer.train()
 
 
-def fork(
-    host: ToyHost, source: Path, step: int | None, before: Before = lambda prepared: None, **changes: Any
-) -> tuple[Path, Outcome]:
+def fork(host: ToyHost, source: Path, step: int | None, before: Before = id, **changes: Any) -> tuple[Path, Outcome]:
     """The same for a fork, made beside its source."""
     with preparation.fork(host, source, step, put({}, changes), source.parent) as prepared:
         before(prepared)
