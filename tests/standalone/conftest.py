@@ -1,4 +1,4 @@
-"""What the tests of the standalone host share: a tiny model, hosts that hold it, pictures, and PEFT's LoRA as the oracle."""
+"""What these tests share: a tiny model, hosts that hold it, pictures, and PEFT's LoRA as the oracle."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def photos() -> Path:
 def peft_twin() -> Callable[[Mapping[str, nn.Module], Mapping[str, nn.Module], Any], dict[str, nn.Parameter]]:
     """PEFT's LoRA with the same factors: `peft_twin(host.parts, others, lora)`.
 
-    It is injected into `others`, plain copies of the host's parts, at the very layers that `lora` chose, with its ranks,
-    alphas and present values. Returns PEFT's parameters under the names that ours have in files.
+    It is injected into `others`, plain copies of the host's parts, at the very layers that `lora` chose, with its
+    ranks, alphas and present values. Returns PEFT's parameters under the names that ours have in files.
     """
     from peft import LoraConfig, inject_adapter_in_model
 

@@ -28,7 +28,7 @@ TRAINABLES = {
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):  # noqa: ANN001, ANN201
+def pictures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     for number in range(2):
         pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -63,7 +63,7 @@ class Warnings(logging.Handler):
 
 
 @pytest.mark.parametrize("name", TRAINABLES)
-def test_diffusers_loads_every_key_and_gives_the_live_output(name, tiny_model, make_host, pictures, tmp_path) -> None:  # noqa: ANN001
+def test_diffusers_loads_every_key_and_gives_the_live_output(name, tiny_model, make_host, pictures, tmp_path) -> None:
     from diffusers import StableDiffusionPipeline
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -117,7 +117,7 @@ def test_diffusers_loads_every_key_and_gives_the_live_output(name, tiny_model, m
     assert (output - live).abs().max() < 1e-5 * size
 
 
-def names_of(file) -> list[str]:  # noqa: ANN001
+def names_of(file) -> list[str]:
     names = [key.removesuffix(".lora_down.weight") for key in file if key.endswith(".lora_down.weight")]
     assert len(file) == 3 * len(names)
     return names
