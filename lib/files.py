@@ -63,7 +63,7 @@ _DTYPES = {
 
 
 class DiskFullError(OSError):
-    """There is no room. Nothing that was there before is touched; the write can be tried again."""
+    """There is no room. Every file is what it was or the whole new one; the write can be tried again."""
 
     def __init__(self, folder: Path, needed_bytes: int | None = None) -> None:
         needed = "" if needed_bytes is None else f"{needed_bytes / 1e6:.1f} MB are needed, "
@@ -188,14 +188,17 @@ def flush_folder(folder: Path) -> None:
     """Make the names in a folder durable, on systems where a folder can be flushed."""
     if os.name == "nt":
         return
-    descriptor = _open(folder, os.O_RDONLY)
     try:
-        _fsync(descriptor)
+        descriptor = _open(folder, os.O_RDONLY)
+        try:
+            _fsync(descriptor)
+        finally:
+            _close(descriptor)
     except OSError as error:
+        if error.errno in _FULL:
+            raise DiskFullError(folder) from error
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot
             raise
-    finally:
-        _close(descriptor)
 
 
 def remove_leftovers(folder: Path | str) -> list[str]:
