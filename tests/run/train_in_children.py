@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch._dynamo  # which torch itself imports with the first optimizer, a second for each child
+import torch._dynamo  # noqa: F401 - torch imports it with the first optimizer: a second for each child
 from PIL import Image
 from sd_atelier.lib import files
 from toy_host import ToyHost
