@@ -13,6 +13,7 @@ A file imports its own layer and below; tests/test_layers.py reads the imports a
         timesteps.py     distributions of t, stratification, loss weights
         draws.py         the noise and the t of a sample, keyed by (seed, id, visit)
         objective.py     target and per-sample loss
+        convolution.py   convolution and its gradient to the input where the weight is larger than the picture
         frozen.py        autograd through frozen layers without keeping or copying their weights
         recompute.py     gradient checkpointing by blocks
         fingerprint.py   which base model this is, from 16 values of each layer

@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from . import convolution
+
 WeightOf = Callable[[nn.Module], "tuple[Tensor, Tensor | None]"]
 
 
@@ -125,9 +127,9 @@ class _Conv2d(torch.autograd.Function):
         branch: Branch | None,
         geometry: tuple,
     ) -> Tensor:
-        stride, padding, dilation, groups = geometry
+        stride, padding, dilation, _ = geometry
         weight, bias = weight_of(layer)
-        y = F.conv2d(x, _as(weight, x), None if bias is None else _as(bias, x), stride, padding, dilation, groups)
+        y = convolution.forward(x, _as(weight, x), None if bias is None else _as(bias, x), geometry)
         ctx.layer, ctx.weight_of, ctx.branch, ctx.geometry, ctx.shape = layer, weight_of, branch, geometry, x.shape
         if branch is None or down is None or up is None:
             ctx.save_for_backward()
@@ -146,9 +148,7 @@ class _Conv2d(torch.autograd.Function):
         grad_x = grad_down = grad_up = None
         if ctx.branch is None:
             weight, _ = ctx.weight_of(ctx.layer)
-            # the backward to the input needs the input's shape only; an expanded scalar has that without memory
-            shaped = grad.new_empty(1).expand(ctx.shape)
-            grad_x, _ = _backward_of_convolution(grad, shaped, _as(weight, grad), ctx.geometry, (True, False))
+            grad_x = convolution.backward_to_input(grad, ctx.shape, _as(weight, grad), ctx.geometry)
             return grad_x, None, None, None, None, None, None
         x, h, down, up, mask = ctx.saved_tensors
         pointwise = ([1, 1], [0, 0], [1, 1], 1)
@@ -166,9 +166,8 @@ class _Conv2d(torch.autograd.Function):
         )
         if to_input:
             weight, _ = ctx.weight_of(ctx.layer)
-            grad_base, _ = _backward_of_convolution(grad, x, _as(weight, grad), ctx.geometry, (True, False))
-            assert grad_x is not None and grad_base is not None
-            grad_x = grad_base.add_(grad_x)
+            assert grad_x is not None
+            grad_x = convolution.backward_to_input(grad, ctx.shape, _as(weight, grad), ctx.geometry).add_(grad_x)
         grad_down = None if grad_down is None else grad_down.to(down.dtype)
         return grad_x, grad_down, grad_up, None, None, None, None
 
