@@ -64,9 +64,11 @@ def test_a_step_that_fails_is_undone_and_what_came_before_it_is_saved(
     host = ToyHost()
     before = host.everything()
     raise_at(host, phase, 7, error, occurrence)
+    prepared: list[Prepared] = []
     with pytest.raises(expected) as caught:
-        start(host, settings(pictures), tmp_path)
+        start(host, settings(pictures), tmp_path, prepared.append)
     assert unlike(host.everything(), before) == []
+    assert all(p.grad is None for p in prepared[0].trainer.trainable.parameters().values()), "memory is given back"
     assert checkpoint(tmp_path / "run")["step"] == 7
     if expected is OutOfMemoryError:
         assert caught.value.__cause__ is error
