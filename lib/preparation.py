@@ -7,7 +7,7 @@ settings. Whatever can be wrong is found here, before step 0.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +89,7 @@ def start(host: Host, config: RunConfig, parent: Path, report: Report = lambda t
         run = RunFolder.create(parent, config.name, config, **_identity(host, data))
         with run.owner():
             trainer = _trainer(host, config, run, data, plan)
-            yield Prepared(trainer, run, data.notes + _rate_notes(plan.rates), _summary(trainer, data))
+            yield Prepared(trainer, run, data.notes + _rate_notes(plan), _summary(trainer, data))
 
 
 @contextmanager
@@ -165,7 +165,7 @@ def fork(
         with run.owner():
             trainer = _trainer(host, config, run, data, plan)
             trainer.restore(run.load()[0])
-            yield Prepared(trainer, run, data.notes + notes + _rate_notes(plan.rates), _summary(trainer, data))
+            yield Prepared(trainer, run, data.notes + notes + _rate_notes(plan), _summary(trainer, data))
 
 
 def base_of(host: Host) -> dict[str, Any]:
@@ -227,6 +227,7 @@ def _data(host: Host, config: RunConfig, parent: Path, report: Report) -> Iterat
         flip=data.flip,
         alpha_mask=data.alpha_mask,
         max_megapixels=data.max_megapixels,
+        on_progress=lambda done, total: report(f"encoded {done} of {total}") if _tenth(done, total) else None,
         stop_requested=host.stop_requested,
     )
     if not cache.complete:
@@ -253,6 +254,11 @@ def _data(host: Host, config: RunConfig, parent: Path, report: Report) -> Iterat
         yield _Data(samples, cache, conditioner, loader, notes)
     finally:
         loader.close()
+
+
+def _tenth(done: int, total: int) -> bool:
+    """Whether another tenth is done: often enough to see that it goes on, seldom enough to read."""
+    return total >= 100 and done * 10 // total > (done - 1) * 10 // total
 
 
 def _long_captions(host: Host, samples: list[Sample], max_chunks: int) -> list[str]:
@@ -358,5 +364,12 @@ def _summary(trainer: Trainer, data: _Data) -> str:
     )
 
 
-def _rate_notes(rates: Sequence[ResolvedSchedule]) -> list[str]:
-    return list(dict.fromkeys(note for rate in rates for note in rate.notes))
+def _rate_notes(plan: _Plan) -> list[str]:
+    notes = list(dict.fromkeys(note for rate in plan.rates for note in rate.notes))
+    highest = max(max(piece.start, piece.stop) for rate in plan.rates for piece in rate.pieces)
+    if plan.optimizer.one_rate and highest < 0.1:
+        notes.append(
+            f"{plan.optimizer.name} finds the step size by itself and the rate is a factor on it, usually 1; this "
+            f"schedule's highest is {highest:g}, with which almost nothing may be trained"
+        )
+    return notes
