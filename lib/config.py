@@ -82,9 +82,32 @@ class ObjectiveConfig:
         "rescale the noise schedule to pure noise at the last step (Lin et al. 2023)",
         families=("sd1", "sd2", "sdxl"),
     )
-    timesteps: str = setting("uniform", "distribution of t in training", choices=("uniform", "logit_normal"))
+    timesteps: str = setting(
+        "uniform",
+        "distribution of t in training; auto: distribution and shift that the model's family is trained with",
+        choices=("auto", "uniform", "logit_normal", "mode"),
+    )
     logit_mean: float = setting(0.0, "mean of the logit-normal distribution", min=-10.0, max=10.0, advanced=True)
     logit_std: float = setting(1.0, "deviation of the logit-normal distribution", min=0.01, max=10.0, advanced=True)
+    mode_scale: float = setting(
+        1.29,
+        "mode distribution: above 0 more of the middle of t, below 0 more of both ends (Esser et al. 2024)",
+        min=-1.0,
+        max=1.75,
+        advanced=True,
+    )
+    timestep_shift: float = setting(
+        1.0,
+        "above 1 more of the noisy end is trained; 3 is usual for SD3 at 1024 px, 1 is none",
+        min=0.01,
+        max=100.0,
+        families=("sd3", "flux"),
+    )
+    shift_by_resolution: bool = setting(
+        False,
+        "also shift t by the size of the picture, as Flux does when it samples: larger pictures, more noise",
+        families=("sd3", "flux"),
+    )
     t_min: float = setting(
         0.0, "lowest t that is trained, as part of the whole; 0 is the clean picture", min=0.0, max=1.0
     )
@@ -96,7 +119,9 @@ class ObjectiveConfig:
         16, "parts of the range of t that a stratified walk visits once each", min=1, max=1000, advanced=True
     )
     weighting: str = setting(
-        "none", "loss weight over t", choices=("none", "min_snr", "debiased"), families=("sd1", "sd2", "sdxl")
+        "none",
+        "loss weight over t; min_snr and debiased are for diffusion, cosmap and sigma_squared for flow models",
+        choices=("none", "min_snr", "debiased", "cosmap", "sigma_squared"),
     )
     min_snr_gamma: float = setting(5.0, "gamma of min-SNR", min=0.01, max=100.0, families=("sd1", "sd2", "sdxl"))
     loss: str = setting("mse", "distance of prediction and target", choices=("mse", "l1", "huber", "smooth_l1"))

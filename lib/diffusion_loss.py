@@ -16,7 +16,7 @@ from .config import ObjectiveConfig
 from .host import Conditioning, Host
 from .noise import NoiseSchedule, check_prediction, rescale_zero_terminal_snr
 from .objective import loss_per_sample, noised
-from .timesteps import Timesteps, weight
+from .timesteps import Timesteps, resolved, weight
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class DiffusionLoss:
     """
 
     def __init__(self, host: Host, config: ObjectiveConfig, seed: int) -> None:
+        config = resolved(config, host.family)
         self._host, self._config, self._seed = host, config, seed
         self.prediction = host.prediction if config.prediction == "model" else config.prediction
         if host.alphas_cumprod is None:
@@ -65,9 +66,10 @@ class DiffusionLoss:
             return torch.stack(each).to(self._host.device)
 
         u = [draws.position(seed, n, v, config.strata, config.stratified) for n, v in zip(names, visits, strict=True)]
+        num_tokens = (shape[1] // 2) * (shape[2] // 2)
         return Drawn(
             noise=stacked("noise", shape),
-            t=self.timesteps.inverse_cdf(torch.tensor(u, dtype=torch.float64)).to(self._host.device),
+            t=self.timesteps.inverse_cdf(torch.tensor(u, dtype=torch.float64), num_tokens).to(self._host.device),
             shift=stacked("offset", (shape[0], 1, 1)) if config.noise_offset else None,
             extra=stacked("perturbation", shape) if config.input_perturbation else None,
         )
