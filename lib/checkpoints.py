@@ -73,6 +73,10 @@ class Checkpoints:
         """Step -> the network's file, of every committed checkpoint, in step order. Contents are not checked."""
         return {point.step: self._network(point) for point in self._points(_COMMITTED)}
 
+    def has_any(self) -> bool:
+        """Whether a checkpoint was ever committed, be its state lost. A first save that was cut leaves one network."""
+        return bool(self.networks()) or len(list((self.folder / "checkpoints").glob("*.safetensors"))) > 1
+
     def steps(self) -> list[int]:
         """Steps of the checkpoints that are whole, in order. Reads every byte of them."""
         return sorted({point.step for point in self._points(_COMMITTED) if self._whole(point)})

@@ -105,7 +105,7 @@ def resume(
     config = check_settings(merge(run.config, changes or {}))
     with _trains(), run.owner(), _data(host, config, run.path.parent, report) as data:
         notes = run.resume(config, **_identity(host, data))
-        if run.checkpoints.networks():
+        if run.checkpoints.has_any():
             state, _, damaged = run.load()
             notes += damaged
             trainer = _trainer(host, config, run, data, _plan(host, config, data, state.step, _position(state)))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from sd_atelier.lib.checkpoints import NoCheckpointError
 from sd_atelier.lib.owner import FolderInUseError
 from sd_atelier.lib.run_folder import ResumeRefused, RunFolder
 from toy_host import ToyHost
@@ -205,3 +206,13 @@ def test_records_that_were_lost_are_named(how: str, file: str, stopped: Path) ->
     with pytest.raises(ValueError, match=file):
         resume(ToyHost(), stopped)
     assert unlike(all_bytes(stopped), before) == []
+
+
+def test_a_run_whose_states_were_lost_does_not_begin_again_over_its_networks(pictures: Path, tmp_path: Path) -> None:
+    run, _ = start(ToyHost(stop_at=4), settings(pictures, save__every_steps=2), tmp_path)
+    for path in (run / "state").iterdir():
+        path.unlink()
+    before = all_bytes(run)
+    with pytest.raises(NoCheckpointError, match="no checkpoint to go on from"):
+        resume(ToyHost(), run)
+    assert unlike(all_bytes(run), before) == []
