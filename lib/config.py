@@ -128,7 +128,22 @@ class ObjectiveConfig:
     huber_delta: float = setting(
         0.1, "where huber and smooth_l1 turn from square to line", min=1e-4, max=100.0, advanced=True
     )
+    huber_schedule: str = setting(
+        "constant",
+        "huber_delta over t; snr and exponential fall from 1 at the clean picture to huber_delta in pure noise",
+        choices=("constant", "snr", "exponential"),
+        advanced=True,
+    )
     noise_offset: float = setting(0.0, "per-channel shift of the noise (0.05 to 0.1 is usual)", min=0.0, max=1.0)
+    multires_iterations: int = setting(
+        0,
+        "noise of so many coarser and coarser resolutions is added to the noise (6 is usual); 0 is off",
+        min=0,
+        max=16,
+    )
+    multires_discount: float = setting(
+        0.3, "strength of each resolution against the one before; higher means more low frequencies", min=0.0, max=1.0
+    )
     input_perturbation: float = setting(
         0.0, "extra noise on the input that the target does not contain (0.1 in Ning et al. 2023)", min=0.0, max=1.0
     )

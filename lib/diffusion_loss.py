@@ -5,7 +5,7 @@ Everything random is keyed by (seed, name, visit), so the batch that a sample la
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from . import draws
 from .config import ObjectiveConfig
 from .host import Conditioning, Host
 from .noise import NoiseSchedule, check_prediction, rescale_zero_terminal_snr
-from .objective import loss_per_sample, noised
+from .objective import loss_per_sample, multires_noise, multires_sizes, noised, scheduled_delta
 from .timesteps import Timesteps, resolved, weight
 
 
@@ -61,18 +61,37 @@ class DiffusionLoss:
         """Noise and t of each sample; `shape` is that of one latent, (C, h, w)."""
         config, seed = self._config, self._seed
 
-        def stacked(purpose: str, shape: Sequence[int]) -> Tensor:
-            each = [draws.noise(seed, n, v, shape, purpose) for n, v in zip(names, visits, strict=True)]
+        def stacked(one: Callable[[str, int], Tensor]) -> Tensor:
+            each = [one(name, visit) for name, visit in zip(names, visits, strict=True)]
             return torch.stack(each).to(self._host.device)
 
         u = [draws.position(seed, n, v, config.strata, config.stratified) for n, v in zip(names, visits, strict=True)]
         num_tokens = (shape[1] // 2) * (shape[2] // 2)
+        shift = extra = None
+        if config.noise_offset:
+            shift = stacked(lambda name, visit: draws.noise(seed, name, visit, (shape[0], 1, 1), "offset"))
+        if config.input_perturbation:
+            extra = stacked(lambda name, visit: draws.noise(seed, name, visit, shape, "perturbation"))
         return Drawn(
-            noise=stacked("noise", shape),
+            noise=stacked(lambda name, visit: self._noise(name, visit, shape)),
             t=self.timesteps.inverse_cdf(torch.tensor(u, dtype=torch.float64), num_tokens).to(self._host.device),
-            shift=stacked("offset", (shape[0], 1, 1)) if config.noise_offset else None,
-            extra=stacked("perturbation", shape) if config.input_perturbation else None,
+            shift=shift,
+            extra=extra,
         )
+
+    def _noise(self, name: str, visit: int, shape: Sequence[int]) -> Tensor:
+        """The noise of one sample on the CPU, (C, h, w), with its coarser resolutions where asked for."""
+        config, seed = self._config, self._seed
+        noise = draws.noise(seed, name, visit, shape)
+        if not config.multires_iterations:
+            return noise
+        uniform = draws.uniform_stream(seed, name, visit, "multires")
+        ratios = [2 + 2 * uniform() for _ in range(config.multires_iterations)]
+        levels = [
+            draws.noise(seed, name, visit, (1, shape[0], *size), f"multires {level}")
+            for level, size in enumerate(multires_sizes(shape[1], shape[2], ratios))
+        ]
+        return multires_noise(noise.unsqueeze(0), levels, config.multires_discount).squeeze(0)
 
     def __call__(self, latents: Tensor, drawn: Drawn, conditioning: Conditioning, mask: Tensor | None = None) -> Tensor:
         """The unweighted loss of each sample, (B,) float32. latents (B, C, h, w), mask (B, 1, h, w)."""
@@ -88,7 +107,8 @@ class DiffusionLoss:
         )
         target = self.schedule.target(self.prediction, latents, noise, drawn.t)
         prediction = self._host.denoiser(x_t, drawn.t, conditioning)
-        return loss_per_sample(prediction, target, self._config.loss, self._config.huber_delta, mask)
+        delta = scheduled_delta(drawn.t, self.schedule, self._config.huber_delta, self._config.huber_schedule)
+        return loss_per_sample(prediction, target, self._config.loss, delta, mask)
 
     def weight(self, t: Tensor) -> Tensor:
         """The weight over t, (B,) float32."""

@@ -8,7 +8,17 @@ import pytest
 import torch
 from sd_atelier.lib.config import ObjectiveConfig, choices_of
 from sd_atelier.lib.noise import NoiseSchedule
-from sd_atelier.lib.objective import LOSSES, loss_per_sample, noised, offset_noise, perturbed_noise
+from sd_atelier.lib.objective import (
+    HUBER_SCHEDULES,
+    LOSSES,
+    loss_per_sample,
+    multires_noise,
+    multires_sizes,
+    noised,
+    offset_noise,
+    perturbed_noise,
+    scheduled_delta,
+)
 from torch.nn import functional
 
 
@@ -164,3 +174,104 @@ def test_a_strength_without_its_random_numbers_is_a_broken_invariant():
         noised(x, x, torch.tensor([5]), schedule, noise_offset=0.1)
     with pytest.raises(AssertionError, match="extra"):
         noised(x, x, torch.tensor([5]), schedule, input_perturbation=0.1)
+
+
+SCHEDULE = NoiseSchedule.from_alphas_cumprod(NoiseSchedule.scaled_linear().alphas.double().square())
+
+
+def test_every_huber_schedule_of_the_configuration_is_there():
+    assert choices_of(ObjectiveConfig.__dataclass_fields__["huber_schedule"]) == HUBER_SCHEDULES
+
+
+def test_huber_schedules_are_their_closed_forms_in_diffusion():
+    t = torch.tensor([0, 1, 300, 999])
+    assert scheduled_delta(t, SCHEDULE, 0.1, "constant") == 0.1
+    snr, exponential = (scheduled_delta(t, SCHEDULE, 0.1, kind) for kind in ("snr", "exponential"))
+    assert isinstance(snr, torch.Tensor) and isinstance(exponential, torch.Tensor)
+    for i, step in enumerate(t.tolist()):
+        alphas_cumprod = SCHEDULE.alpha(t)[i].item() ** 2
+        sigma = math.sqrt((1 - alphas_cumprod) / alphas_cumprod)
+        assert snr[i].item() == pytest.approx(0.9 / (1 + sigma) ** 2 + 0.1, rel=1e-12)
+        assert exponential[i].item() == pytest.approx(math.exp(math.log(0.1) * step / 1000), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["snr", "exponential"])
+def test_huber_schedules_fall_from_1_to_delta_in_flow_and_at_zero_terminal_snr(kind):
+    u = torch.linspace(0, 1, 101, dtype=torch.float64)
+    zero_terminal = NoiseSchedule.from_alphas_cumprod(torch.linspace(1, 0, 1001, dtype=torch.float64)[1:])
+    for schedule, t in ((NoiseSchedule.flow(), u), (zero_terminal, torch.arange(1000))):
+        delta = scheduled_delta(t, schedule, 0.1, kind)
+        assert isinstance(delta, torch.Tensor)
+        assert (delta[1:] < delta[:-1]).all()
+        assert delta[0].item() == pytest.approx(1, abs=0.07)
+        assert delta[-1].item() == pytest.approx(0.1, rel=3e-3)
+
+
+def test_an_unknown_huber_schedule_is_refused_with_the_nearest_name():
+    with pytest.raises(ValueError, match='unknown huber schedule "snd"; did you mean "snr"'):
+        scheduled_delta(torch.tensor([0]), SCHEDULE, 0.1, "snd")
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_a_delta_for_each_sample_is_the_loss_of_each_at_its_own(kind):
+    prediction, target, deltas = random(3, 2, 3, 4), random(3, 2, 3, 4, seed=1), [0.01, 0.5, 3.0]
+    mask = random(3, 1, 3, 4, seed=2).sigmoid()
+    got = loss_per_sample(prediction, target, kind, torch.tensor(deltas, dtype=torch.float64), mask)
+    for b, delta in enumerate(deltas):
+        one = loss_per_sample(prediction[b : b + 1], target[b : b + 1], kind, delta, mask[b : b + 1])
+        assert got[b].item() == pytest.approx(one.item(), rel=1e-14)
+
+
+def test_multires_sizes_are_the_powers_of_their_ratios_down_to_1():
+    assert multires_sizes(64, 48, [2, 2, 2, 2]) == [(64, 48), (32, 24), (16, 12), (8, 6)]
+    assert multires_sizes(64, 48, [3.9, 2.5, 3.0, 2.0]) == [(64, 48), (25, 19), (7, 5), (8, 6)]
+    assert multires_sizes(64, 3, [2] * 10) == [(64, 3), (32, 1)]
+    assert multires_sizes(1, 1, [2] * 10) == [(1, 1)]
+    assert multires_sizes(64, 64, []) == []
+
+
+def levels_of(noise: torch.Tensor, ratios: list[float], seed: int = 10) -> list[torch.Tensor]:
+    sizes = multires_sizes(noise.shape[2], noise.shape[3], ratios)
+    return [random(*noise.shape[:2], *size, seed=seed + i) for i, size in enumerate(sizes)]
+
+
+def test_multires_noise_is_the_sum_of_its_enlarged_levels_at_unit_deviation():
+    noise = random(1, 1, 1, 4)
+    whole, half = random(1, 1, 1, 4, seed=1), random(1, 1, 1, 2, seed=2)
+    a, b = half.flatten().tolist()
+    # bilinear: the centres of the four pixels lie a quarter of a coarse pixel on either side of its centres
+    enlarged = torch.tensor([a, 0.75 * a + 0.25 * b, 0.25 * a + 0.75 * b, b], dtype=torch.float64).view(1, 1, 1, 4)
+    total = noise + whole + 0.3 * enlarged
+    torch.testing.assert_close(multires_noise(noise, [whole, half], 0.3), total / total.std(), rtol=1e-12, atol=0)
+
+
+def test_multires_noise_has_unit_deviation_and_more_low_frequencies_in_every_sample():
+    noise = random(8, 4, 32, 32).float()
+    mixed = multires_noise(noise, levels_of(noise, [2.0] * 6), 0.8)
+    assert mixed.dtype == torch.float32 and mixed.shape == noise.shape
+    torch.testing.assert_close(mixed.flatten(1).std(1), torch.ones(8), rtol=1e-5, atol=0)
+
+    def low(x: torch.Tensor) -> torch.Tensor:
+        return functional.avg_pool2d(x, 8).square().flatten(1).mean(1)
+
+    assert (low(mixed) > 3 * low(noise)).all()
+
+
+def test_multires_noise_of_a_sample_does_not_depend_on_its_batch():
+    noise = random(3, 4, 8, 8)
+    noise[0] *= 5
+    levels = levels_of(noise, [2.0, 3.0, 2.0])
+    together = multires_noise(noise, levels, 0.5)
+    for b in range(3):
+        alone = multires_noise(noise[b : b + 1], [level[b : b + 1] for level in levels], 0.5)
+        torch.testing.assert_close(together[b : b + 1], alone, rtol=1e-12, atol=0)
+
+
+def test_multires_noise_without_discounted_levels_is_the_noise_at_unit_deviation():
+    noise = random(2, 4, 8, 8)
+    levels = levels_of(noise, [2.0, 2.0])
+    alone = multires_noise(noise, levels[:1], 0.0)
+    torch.testing.assert_close(multires_noise(noise, levels, 0.0), alone, rtol=1e-14, atol=0)
+    torch.testing.assert_close(
+        alone, (noise + levels[0]) / (noise + levels[0]).flatten(1).std(1).view(-1, 1, 1, 1), rtol=1e-12, atol=0
+    )
