@@ -1,0 +1,141 @@
+"""Names of all layers of the full-size models: distinct, both ways, and the same that diffusers' own readers have."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import pytest
+import torch
+from sd_atelier.lib.keys.family import Family
+from sd_atelier.lib.keys.table import Original, output_slices
+from sd_atelier.lib.registry import SPELLINGS
+from torch import Tensor, nn
+
+Layers = dict[tuple[str, str], nn.Module]
+
+
+@pytest.fixture
+def names(family: str) -> Family:
+    return SPELLINGS.get(family)()  # type: ignore[operator]
+
+
+def num_outputs(layer: nn.Module) -> int:
+    return layer.weight.shape[0]
+
+
+def test_every_layer_has_an_original_of_its_own_and_comes_back_from_it(names: Family, layers: Layers) -> None:
+    originals: dict[tuple[str, str, int], str] = {}
+    for part, name in layers:
+        original = names.original_name(part, name)
+        assert originals.setdefault((part, original.name, original.index), name) == name
+        split = names.split_names(part, original.name)
+        assert len(split) == original.count
+        assert split[original.index] == names.spelled_out(part, name)
+    assert len(originals) == len(layers) > 200
+
+
+def test_the_layers_of_an_original_are_all_there_and_of_one_kind_and_input(names: Family, layers: Layers) -> None:
+    groups: dict[tuple[str, str], list[tuple[str, nn.Module]]] = defaultdict(list)
+    for (part, name), layer in layers.items():
+        groups[part, names.original_name(part, name).name].append((name, layer))
+    for (part, original), group in groups.items():
+        assert len(group) == len(names.split_names(part, original)), original
+        assert len({names.kind(part, name) for name, _ in group}) == 1, original
+        assert len({layer.weight.shape[1:] for _, layer in group}) == 1, original
+        assert len({names.kohya_name(part, name) for name, _ in group}) in (1, len(group)), original
+
+
+def test_every_layer_inside_the_blocks_has_a_kind(names: Family, layers: Layers) -> None:
+    for part, name in layers:
+        inside = any(piece.isdigit() for piece in name.split("."))
+        assert (names.kind(part, name) is not None) == inside, name
+
+
+def test_names_in_files_tell_layers_apart(names: Family, layers: Layers) -> None:
+    of_name: dict[str, set[str]] = defaultdict(set)
+    for part, name in layers:
+        of_name[names.file_name(part, name)].add(f"{part}.{names.original_name(part, name).name}")
+    assert all(len(originals) == 1 for originals in of_name.values())
+    if isinstance(names, type(SPELLINGS.get("flux")())):  # type: ignore[operator]
+        assert len(of_name) == len({original for (original,) in of_name.values()})
+    else:
+        assert len(of_name) == len(layers)
+
+
+def marked(layers: Layers, part: str) -> dict[str, Tensor]:
+    """A weight with one input and a bias for each layer, every entry another number."""
+    tensors, start = {}, 0
+    for (own, name), layer in layers.items():
+        if own == part:
+            values = torch.arange(start, start + num_outputs(layer), dtype=torch.int64)
+            tensors |= {f"{name}.weight": values[:, None], f"{name}.bias": values}
+            start += len(values)
+    return tensors
+
+
+def as_original(names: Family, layers: Layers, part: str) -> dict[str, Tensor]:
+    """The tensors of `marked` in the original spelling."""
+    tensors: dict[str, Tensor] = {}
+    split = marked(layers, part)
+    of_file = {names.spelled_out(part, name): name for own, name in layers if own == part}
+    for name in of_file.values():
+        original: Original = names.original_name(part, name)
+        own = [of_file[other] for other in names.split_names(part, original.name)]
+        slices = output_slices(num_outputs(layers[part, other]) for other in own)
+        for kind in ("weight", "bias"):
+            value = split[f"{name}.{kind}"]
+            layer = layers[part, name]
+            if names.halves_swapped(part, name, num_outputs(layer), layer.weight.shape[1]):
+                value = torch.cat(value.chunk(2)[::-1])
+            whole = tensors.setdefault(
+                f"{original.name}.{kind}", value.new_full((slices[-1].stop, *value.shape[1:]), -1)
+            )
+            whole[slices[original.index]] = value
+    return tensors
+
+
+class Checkpoint(dict):
+    """Gives something for the norms and embeddings, which are no layers with a table of names."""
+
+    def pop(self, key: str) -> Tensor:  # type: ignore[override]
+        known = key in self or not ("norm" in key or "ln_" in key or key == "pos_embed")
+        return super().pop(key) if known else torch.zeros(1)
+
+
+def assert_converted(converted: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    for key, value in expected.items():
+        assert torch.equal(converted[key], value), key
+
+
+def test_diffusers_reads_the_original_names_of_the_denoiser_as_the_same_layers(
+    model: str, names: Family, parts: dict[str, nn.Module], layers: Layers
+) -> None:
+    from diffusers.loaders import single_file_utils as reader
+
+    tensors = Checkpoint(as_original(names, layers, "unet"))
+    if model == "flux":
+        converted = reader.convert_flux_transformer_checkpoint_to_diffusers(tensors)
+    elif model.startswith("sd3"):
+        converted = reader.convert_sd3_transformer_checkpoint_to_diffusers(tensors)
+    else:
+        checkpoint = {f"model.diffusion_model.{key}": value for key, value in tensors.items()}
+        converted = reader.convert_ldm_unet_checkpoint(checkpoint, dict(parts["unet"].config))
+    assert_converted(converted, marked(layers, "unet"))
+
+
+@pytest.mark.parametrize("model", ["sd2", "sdxl"], indirect=True)
+def test_diffusers_reads_the_original_names_of_openclip_as_the_same_layers(
+    names: Family, parts: dict[str, nn.Module], layers: Layers
+) -> None:
+    from diffusers.loaders import single_file_utils as reader
+
+    part = "te2" if "te2" in parts else "te"
+    # in_proj and text_projection are parameters there, not modules
+    checkpoint = {
+        f"model.{key.replace('in_proj.', 'in_proj_')}": value
+        for key, value in as_original(names, layers, part).items()
+        if not key.startswith("text_projection")
+    }
+    converted = reader.convert_open_clip_checkpoint(parts[part], checkpoint, prefix="model.")
+    expected = {names.spelled_out(part, key): value for key, value in marked(layers, part).items()}
+    assert_converted(converted, {k: v for k, v in expected.items() if not k.startswith("text_projection")})
