@@ -85,6 +85,8 @@ def network_metadata(
         "ss_flip_aug": str(config.data.flip),
         "ss_prior_loss_weight": str(config.data.prior_weight),
         "ss_noise_offset": str(config.objective.noise_offset or None),
+        "ss_multires_noise_iterations": str(config.objective.multires_iterations or None),
+        "ss_multires_noise_discount": str(config.objective.multires_discount),
         "ss_ip_noise_gamma": str(config.objective.input_perturbation or None),
         "ss_zero_terminal_snr": str(config.objective.zero_terminal_snr),
         "ss_min_snr_gamma": str(config.objective.min_snr_gamma if config.objective.weighting == "min_snr" else None),
