@@ -149,8 +149,8 @@ class Timesteps:
         Evenly spread u give evenly spread quantiles, which is what stratified drawing rests on. Diffusion: int64, from
         floor(T * t_min) to ceil(T * t_max) - 1, each equally likely when uniform. Flow: float32 in (0, 1).
         Logit-normal: Esser et al. 2024, arXiv:2403.03206, section 3.1. num_tokens, the size of the picture in 2 x 2
-        latent pixels, counts where the shift depends on it. Errors: `ValueError` when that shift leaves nothing of a
-        logit-normal distribution within the range.
+        latent pixels, counts where the shift depends on it; without it t is that of a picture of 1024 x 1024 px.
+        Errors: `ValueError` when that shift leaves nothing of a logit-normal distribution within the range.
         """
         assert u.dtype == torch.float64, "float32 has too few values near 0 and 1"
         time = self._time(u, self.shift(num_tokens)).clamp(self.t_min, self.t_max)
