@@ -1,8 +1,7 @@
 """Stable Diffusion 3 and 3.5: the names of diffusers, which ComfyUI reads too, and kohya's as an export.
 
-Files: `transformer.<diffusers>`, `text_encoder.` (CLIP), `text_encoder_2.` (OpenCLIP), and `lora_te3_` (T5), for which
-only kohya has a name that is read. Kohya's are on the original fused layers:
-`lora_unet_joint_blocks_0_x_block_attn_qkv`.
+Files: `transformer.<diffusers>`, `text_encoder.` (CLIP), `text_encoder_2.` (OpenCLIP), and kohya's `lora_te3_` (T5),
+for which diffusers has no name. Kohya's are on the original fused layers: `lora_unet_joint_blocks_0_x_block_attn_qkv`.
 """
 
 from __future__ import annotations

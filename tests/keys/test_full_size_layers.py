@@ -7,7 +7,7 @@ from collections import defaultdict
 import pytest
 import torch
 from sd_atelier.lib.keys.family import Family
-from sd_atelier.lib.keys.table import Original, output_slices
+from sd_atelier.lib.keys.table import output_slices
 from sd_atelier.lib.registry import SPELLINGS
 from torch import Tensor, nn
 
@@ -51,15 +51,19 @@ def test_every_layer_inside_the_blocks_has_a_kind(names: Family, layers: Layers)
         assert (names.kind(part, name) is not None) == inside, name
 
 
-def test_names_in_files_tell_layers_apart(names: Family, layers: Layers) -> None:
-    of_name: dict[str, set[str]] = defaultdict(set)
+def test_names_in_files_tell_layers_apart_that_share_no_adapter(family: str, names: Family, layers: Layers) -> None:
+    sharing: dict[str, set[str]] = defaultdict(set)
     for part, name in layers:
-        of_name[names.file_name(part, name)].add(f"{part}.{names.original_name(part, name).name}")
-    assert all(len(originals) == 1 for originals in of_name.values())
-    if isinstance(names, type(SPELLINGS.get("flux")())):  # type: ignore[operator]
-        assert len(of_name) == len({original for (original,) in of_name.values()})
-    else:
-        assert len(of_name) == len(layers)
+        shared = family == "flux"  # its adapters are on the original layers
+        sharing[names.file_name(part, name)].add(names.original_name(part, name).name if shared else name)
+    assert all(len(layers_of_name) == 1 for layers_of_name in sharing.values())
+
+
+def test_kohyas_preset_is_as_many_layers_as_kohya_trains(model: str, names: Family, layers: Layers) -> None:
+    kinds = {"attention", "mlp", "projection"}
+    count = {"sd1": 192, "sd2": 192, "sdxl": 722, "sd3": 237, "sd35_medium": 263, "sd35_large": 377, "flux": 304}
+    chosen = {names.kohya_name(part, n) for part, n in layers if part == "unet" and names.kind(part, n) in kinds}
+    assert len(chosen) == count[model]
 
 
 def marked(layers: Layers, part: str) -> dict[str, Tensor]:
@@ -77,10 +81,10 @@ def as_original(names: Family, layers: Layers, part: str) -> dict[str, Tensor]:
     """The tensors of `marked` in the original spelling."""
     tensors: dict[str, Tensor] = {}
     split = marked(layers, part)
-    of_file = {names.spelled_out(part, name): name for own, name in layers if own == part}
-    for name in of_file.values():
-        original: Original = names.original_name(part, name)
-        own = [of_file[other] for other in names.split_names(part, original.name)]
+    module_of = {names.spelled_out(part, name): name for own, name in layers if own == part}
+    for name in module_of.values():
+        original = names.original_name(part, name)
+        own = [module_of[other] for other in names.split_names(part, original.name)]
         slices = output_slices(num_outputs(layers[part, other]) for other in own)
         for kind in ("weight", "bias"):
             value = split[f"{name}.{kind}"]
@@ -139,3 +143,26 @@ def test_diffusers_reads_the_original_names_of_openclip_as_the_same_layers(
     converted = reader.convert_open_clip_checkpoint(parts[part], checkpoint, prefix="model.")
     expected = {names.spelled_out(part, key): value for key, value in marked(layers, part).items()}
     assert_converted(converted, {k: v for k, v in expected.items() if not k.startswith("text_projection")})
+
+
+def test_a_small_sdxl_unet_has_the_original_names_that_diffusers_reads() -> None:
+    diffusers = pytest.importorskip("diffusers", reason="the U-Net is made by diffusers")
+    from diffusers.loaders import single_file_utils as reader
+
+    with torch.device("meta"):
+        unet = diffusers.UNet2DConditionModel(
+            block_out_channels=(32, 64),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2),
+            attention_head_dim=(2, 4),
+            cross_attention_dim=64,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=80,
+        )
+    layers = {("unet", n): m for n, m in unet.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+    tensors = as_original(SPELLINGS.get("sdxl")(), layers, "unet")  # type: ignore[operator]
+    checkpoint = {f"model.diffusion_model.{key}": value for key, value in tensors.items()}
+    assert_converted(reader.convert_ldm_unet_checkpoint(checkpoint, dict(unet.config)), marked(layers, "unet"))
