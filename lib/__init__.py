@@ -14,6 +14,7 @@ A file imports its own layer and below; tests/test_layers.py reads the imports a
         draws.py         the noise and the t of a sample, keyed by (seed, id, visit)
         objective.py     target and per-sample loss
         convolution.py   convolution and its gradient to the input where the weight is larger than the picture
+        forwards.py      replacing the forward of module instances, and putting it back in every case
         frozen.py        autograd through frozen layers without keeping or copying their weights
         recompute.py     gradient checkpointing by blocks
         fingerprint.py   which base model this is, from 16 values of each layer
@@ -21,6 +22,7 @@ A file imports its own layer and below; tests/test_layers.py reads the imports a
         memory.py        how much is used, and whether an error means that it ran out
         loss_scaler.py   the loss scale that keeps fp16 gradients from vanishing
         optimizers.py    names -> optimizers, state by file name
+        ema.py           the moving average of the weights
         lr_schedule/     the schedule grammar and its curves; a pure function step -> rate
         trainables/      what can be trained, one algorithm a file
     L2  keys/            module names <-> names in files, per model family

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from . import convolution
+from .forwards import replaced
 
 WeightOf = Callable[[nn.Module], "tuple[Tensor, Tensor | None]"]
 
@@ -229,17 +230,7 @@ def attached(
 
     Only the instances' `forward` is replaced, and put back in every case; weights and modules are not touched.
     """
-    replaced: list[tuple[nn.Module, Any]] = []
-    try:
-        for layer in {id(m): m for root in roots for m in root.modules()}.values():
-            forward = _forward_of(layer, weight_of, branch_of)
-            if forward is not None:
-                replaced.append((layer, layer.__dict__.get("forward")))
-                layer.forward = forward  # type: ignore[method-assign]
+    layers = {id(m): m for root in roots for m in root.modules()}.values()
+    forwards = ((layer, _forward_of(layer, weight_of, branch_of)) for layer in layers)
+    with replaced((layer, forward) for layer, forward in forwards if forward is not None):
         yield
-    finally:
-        for layer, forward in reversed(replaced):
-            if forward is None:
-                del layer.forward
-            else:
-                layer.forward = forward

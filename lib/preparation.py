@@ -24,11 +24,12 @@ from .data.loader import Loader, Position
 from .data.sample import Sample
 from .data.scan import counts, scan
 from .diffusion_loss import DiffusionLoss
+from .ema import Ema
 from .fingerprint import fingerprint
 from .host import Host
 from .lr_schedule import ResolvedSchedule, parse
 from .network_metadata import checkpoint_metadata, network_metadata
-from .optimizers import Ema, Group, Optimizer, create
+from .optimizers import Group, Optimizer, create
 from .probe import Probe
 from .recorder import Recorder
 from .registry import ALGORITHMS, SPELLINGS

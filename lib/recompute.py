@@ -6,7 +6,7 @@ ask for gradients, which is the rule with frozen models.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,27 +14,21 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from .forwards import replaced
+
 
 @contextmanager
 def recomputed(blocks: Iterable[nn.Module]) -> Iterator[None]:
     """Checkpoint each of `blocks` inside; their `forward` is put back in every case."""
-    replaced: list[tuple[nn.Module, Any]] = []
-    try:
-        for block in blocks:
-            inner = block.forward
 
-            def forward(*args: Any, _inner: Any = inner, **kwargs: Any) -> Any:
-                if not torch.is_grad_enabled():
-                    return _inner(*args, **kwargs)
-                # nothing in a block draws random numbers here: dropout masks are keyed, not drawn
-                return checkpoint(_inner, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+    def recomputing(inner: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if not torch.is_grad_enabled():
+                return inner(*args, **kwargs)
+            # nothing in a block draws random numbers here: dropout masks are keyed, not drawn
+            return checkpoint(inner, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
-            replaced.append((block, block.__dict__.get("forward")))
-            block.forward = forward  # type: ignore[method-assign]
+        return forward
+
+    with replaced((block, recomputing(block.forward)) for block in blocks):
         yield
-    finally:
-        for block, forward in reversed(replaced):
-            if forward is None:
-                del block.forward
-            else:
-                block.forward = forward

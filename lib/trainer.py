@@ -24,13 +24,14 @@ from .data.conditioner import Conditioner
 from .data.loader import Loader
 from .data.sample import Batch
 from .diffusion_loss import DiffusionLoss
+from .ema import Ema
 from .files import DiskFullError
 from .frozen import attached
 from .host import Host, Progress
 from .loss_scaler import LossScaler
 from .lr_schedule import ResolvedSchedule
 from .memory import OutOfMemoryError, is_out_of_memory, peak_mb
-from .optimizers import Ema, Optimizer
+from .optimizers import Optimizer
 from .previews import make_previews
 from .probe import Probe
 from .recorder import Recorder
