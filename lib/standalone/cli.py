@@ -27,6 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     # nothing is ever loaded from a hub here, and a name that is no folder must not be looked up there
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # threads of torch that wait by spinning for long make everything several times slower where anything else runs too
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     parser = argparse.ArgumentParser(prog="atelier", description="Trains Stable Diffusion networks.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     argv = sys.argv[1:] if argv is None else argv

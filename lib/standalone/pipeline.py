@@ -39,15 +39,8 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
-def load_pipeline(
-    path: Path, *, dtype: torch.dtype, tokenizer: Path | None = None, prediction: str = "epsilon"
-) -> tuple[Any, dict[str, str]]:
-    """A StableDiffusionPipeline on the CPU, and what is known of it (name, hash of a single file).
-
-    `tokenizer` is a folder with a CLIP tokenizer, and `prediction` (epsilon or v) what the model predicts: both only
-    for single files, which hold neither. The autoencoder is kept float32: it is small, and overflows in fp16.
-    Errors: `ValueError` saying what the folder or file lacks.
-    """
+def quiet_libraries() -> None:
+    """Keep diffusers and transformers from talking. Errors: `ValueError` when they are missing."""
     try:
         import transformers.utils.logging
         from diffusers.utils import logging
@@ -57,6 +50,18 @@ def load_pipeline(
         # a user of the command line reads our lines, not the loader's bars and advice
         library.set_verbosity_error()
         library.disable_progress_bar()
+
+
+def load_pipeline(
+    path: Path, *, dtype: torch.dtype, tokenizer: Path | None = None, prediction: str = "epsilon"
+) -> tuple[Any, dict[str, str]]:
+    """A StableDiffusionPipeline on the CPU, and what is known of it (name, hash of a single file).
+
+    `tokenizer` is a folder with a CLIP tokenizer, and `prediction` (epsilon or v) what the model predicts: both only
+    for single files, which hold neither. The autoencoder is kept float32: it is small, and overflows in fp16.
+    Errors: `ValueError` saying what the folder or file lacks.
+    """
+    quiet_libraries()
     if not path.exists():
         raise ValueError(f"model {path} does not exist; give a diffusers folder or a .safetensors file")
     options: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False, "local_files_only": True}
