@@ -117,7 +117,7 @@ def settings(pictures: Path, num_steps: int, seed: int) -> RunConfig:
                 "bucket_max_px": 2 * SIDE_PX,
             },
             "trainable": {"layers": "all", "rank": 16, "alpha": 16.0},
-            "rate": {"schedule": "0->5e-3:5%, 5e-3->5e-4 cosine"},
+            "rate": {"schedule": f"0->5e-3:{max(1, num_steps // 20)}, 5e-3->5e-4 cosine"},
             "loop": {"steps": num_steps, "batch_size": 3, "seed": seed},
             "save": {"every_steps": every_steps},
             "record": {"probe_every_steps": every_steps, "probe_images": NUM_PICTURES},
