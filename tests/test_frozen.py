@@ -179,24 +179,49 @@ def test_narrow_arithmetic_gives_float32_gradients_near_the_exact_ones(compute: 
         assert relative(p.grad, grad) < 0.05
 
 
+class Convolutions(nn.Module):
+    """A deep convolution, which becomes a matrix product, and a shallow one, which does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deep, self.shallow = nn.Conv2d(24, 160, 3, padding=1), nn.Conv2d(160, 20, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.shallow(F.silu(self.deep(x)))
+
+
+SIZED = {
+    "linear": (lambda: nn.Sequential(nn.Linear(96, 160), nn.GELU(), nn.Linear(160, 96), nn.LayerNorm(96)), (5, 96)),
+    "convolution": (Convolutions, (1, 24, 4, 4)),
+}
+
+
 @pytest.mark.parametrize("recompute", [False, True])
-def test_no_tensor_of_a_weights_size_is_saved_or_made(recompute: bool) -> None:
-    # widths at which no activation can be mistaken for a weight matrix
-    net = nn.Sequential(nn.Linear(96, 160), nn.GELU(), nn.Linear(160, 96), nn.LayerNorm(96)).requires_grad_(False)
-    branches = {
-        id(m): Branch(nn.Parameter(torch.randn(4, m.in_features)), nn.Parameter(torch.randn(m.out_features, 4)), 1.0)
-        for m in net
-        if isinstance(m, nn.Linear)
-    }
-    sizes = {m.weight.numel() for m in net if isinstance(m, nn.Linear)}
-    storages = {m.weight.untyped_storage().data_ptr() for m in net if isinstance(m, nn.Linear)}
+@pytest.mark.parametrize("kind", SIZED)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_no_tensor_of_a_weights_size_is_saved_or_made(recompute: bool, kind: str, channels_last: bool) -> None:
+    make_net, shape = SIZED[kind]
+    net = make_net().requires_grad_(False)
+    if channels_last and kind == "convolution":
+        net.to(memory_format=torch.channels_last)
+    layers = [m for m in net.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    branches = {}
+    for m in layers:
+        num_out, num_in = m.weight.shape[:2]
+        down, up = (
+            torch.randn(4, num_in, *m.weight.shape[2:]),
+            torch.randn(num_out, 4, *(1 for _ in m.weight.shape[2:])),
+        )
+        branches[id(m)] = Branch(nn.Parameter(down), nn.Parameter(up), 1.0)
+    sizes = {m.weight.numel() for m in layers}
+    storages = {m.weight.untyped_storage().data_ptr() for m in layers}
     saved: list[torch.Tensor] = []
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         saved.append(tensor)
         return tensor
 
-    x = torch.randn(5, 96, requires_grad=True)
+    x = torch.randn(shape, requires_grad=True)
     with attached([net], branch_of=lambda m: branches.get(id(m))), recomputed([net] if recompute else []):
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             loss = net(x).square().sum()
