@@ -16,7 +16,7 @@ from ...preparation import start
 from ...previews import requests
 from ...report import write_report
 from ..demo.pictures import TRIGGER, draw_dataset
-from ..demo.pretraining import SIDE_PX, Recipe, Watch, build_model
+from ..demo.pretraining import LOGIT_MEAN, LOGIT_STD, SIDE_PX, Recipe, Watch, build_model
 from ..host import StandaloneHost
 from ..pipeline import load_pipeline
 from ..progress import StopRequest, Terminal
@@ -116,12 +116,13 @@ def settings(pictures: Path, num_steps: int, seed: int) -> RunConfig:
                 "bucket_min_px": 32,
                 "bucket_max_px": 2 * SIDE_PX,
             },
+            "objective": {"timesteps": "logit_normal", "logit_mean": LOGIT_MEAN, "logit_std": LOGIT_STD},
             "trainable": {"layers": "all", "rank": 16, "alpha": 16.0},
             "rate": {"schedule": f"0->5e-3:{max(1, num_steps // 20)}, 5e-3->5e-4 cosine"},
             "loop": {"steps": num_steps, "batch_size": 3, "seed": seed},
             "save": {"every_steps": every_steps},
             "record": {"probe_every_steps": every_steps, "probe_images": NUM_PICTURES},
-            "preview": {"prompts": list(PROMPTS), "guidance": 1.5},
+            "preview": {"prompts": list(PROMPTS), "guidance": 1.5, "seed": 21},
         },
     )
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-MOMENTUM = 0.93
+MOMENTUM = 0.85
 
 
 class Muon:

@@ -36,6 +36,7 @@ AUTOENCODER_BATCH, AUTOENCODER_RATE = 4, 3e-3
 DENOISER_BATCH, DENOISER_RATE = 16, 1e-2
 LATENT_NOISE = 0.15  # of the latents' deviation: what the decoder learns to overlook, since a sampler is never exact
 CAPTION_DROPOUT = 0.1
+LOGIT_MEAN, LOGIT_STD = 0.3, 0.8  # of t: where shapes are decided, rather than texture
 BATCH = 32  # where nothing is learned
 
 
@@ -44,8 +45,8 @@ class Recipe:
     """Everything that decides the model."""
 
     seed: int = 0
-    num_pictures: int = 768
-    autoencoder_steps: int = 180
+    num_pictures: int = 800
+    autoencoder_steps: int = 200
     denoiser_steps: int = 300
     version: int = 1  # changes whenever the same recipe would give another model
 
@@ -112,9 +113,10 @@ def train_denoiser(
         chosen = torch.randint(len(latents), (DENOISER_BATCH,), generator=generator)
         x_0, ids = latents[chosen], tokens[chosen]
         ids[torch.rand(DENOISER_BATCH, generator=generator) < CAPTION_DROPOUT] = empty
-        # one t from each part of the range, so that a batch sees all of it
+        # one t from each part of its distribution, so that a batch sees all of it
         places = (torch.arange(DENOISER_BATCH) + torch.rand(DENOISER_BATCH, generator=generator)) / DENOISER_BATCH
-        t = (places * len(alphas_cumprod)).long()
+        normal = torch.special.ndtri(places.clamp(1e-4, 1 - 1e-4))
+        t = (torch.sigmoid(LOGIT_MEAN + LOGIT_STD * normal) * len(alphas_cumprod)).long()
         noise = torch.randn(x_0.shape, generator=generator)
         alpha = alphas_cumprod[t].sqrt().view(-1, 1, 1, 1)
         sigma = (1 - alphas_cumprod[t]).sqrt().view(-1, 1, 1, 1)
