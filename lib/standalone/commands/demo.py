@@ -93,11 +93,12 @@ def demonstrate(output: Path, num_steps: int = NUM_STEPS, recipe: Recipe = Recip
         if path is not None:
             print(f"{what + ':':9}{path}")
     if strip is None:
-        print(f"go on with: atelier resume {folder} --model {model}")
+        command = "strip" if outcome.reason == "finished" else "resume"
+        print(f"go on with: atelier {command} {folder} --model {model}")
         return 3
     print(
         f"Open the report: its first lines say whether the network learned. In the strip, {TRIGGER} (round, purple, a "
-        "yellow hat) comes into rows 1 and 2 from left to right; row 3 does not name it."
+        "yellow hat) comes into rows 1 and 2 from left to right; row 3 does not name it: what it loses is the price."
     )
     return 0
 
