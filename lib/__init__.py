@@ -5,6 +5,7 @@ A file imports its own layer and below; tests/test_layers.py reads the imports a
     L0  registry.py      name -> class or function, folder discovery, one wording for an unknown name
         config.py        the tree of settings <-> dict; unknown keys and wrong values are errors
         forms.py         settings -> neutral widget specs; every user interface is built from them
+        control.py        what a user asks of a run while it goes on: stop, save, sample, pause
         host.py          protocols: Host, Denoiser, TextEncoder, Autoencoder, Sampler
         files.py         durable writes: temporary name, fsync of file and folder, rename, SHA-256
         manifest.py      JSON files that carry their own SHA-256

@@ -144,6 +144,14 @@ class ObjectiveConfig:
     multires_discount: float = setting(
         0.3, "strength of each resolution against the one before; higher means more low frequencies", min=0.0, max=1.0
     )
+    guidance: float = setting(
+        1.0,
+        "guidance that a guidance-distilled model is told in training; 1 trains what sampling then scales",
+        min=0.0,
+        max=100.0,
+        families=("flux",),
+        advanced=True,
+    )
     input_perturbation: float = setting(
         0.0, "extra noise on the input that the target does not contain (0.1 in Ning et al. 2023)", min=0.0, max=1.0
     )

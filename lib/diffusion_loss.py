@@ -93,8 +93,24 @@ class DiffusionLoss:
         ]
         return multires_noise(noise.unsqueeze(0), levels, config.multires_discount).squeeze(0)
 
-    def __call__(self, latents: Tensor, drawn: Drawn, conditioning: Conditioning, mask: Tensor | None = None) -> Tensor:
-        """The unweighted loss of each sample, (B,) float32. latents (B, C, h, w), mask (B, 1, h, w)."""
+    def __call__(
+        self,
+        latents: Tensor,
+        drawn: Drawn,
+        conditioning: Conditioning,
+        sizes: Sequence[Sequence[int]],
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """The unweighted loss of each sample, (B,) float32. latents (B, C, h, w), mask (B, 1, h, w).
+
+        `sizes` as in `Batch`: for each sample original width and height, crop left and top, target width and height.
+        """
+        device = self._host.device
+        conditioning = {
+            **conditioning,
+            "sizes": torch.tensor(sizes, dtype=torch.float32, device=device),
+            "guidance": torch.full((len(latents),), self._config.guidance, device=device),
+        }
         x_t, noise = noised(
             latents,
             drawn.noise,

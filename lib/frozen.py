@@ -2,7 +2,7 @@
 
 A host's weights may have been made under inference mode, may live in a buffer that is reused after each layer, or may
 be stored in a narrower type. So the weight is asked of the host at each forward and again at each backward
-(`weight_of(layer) -> (weight, bias)`), used at once, and never saved by autograd. What autograd does keep of a layer
+(`weight_of(layer) -> (weight, bias)`), used at once, given back (`used(layer)`), and never saved by autograd. What autograd does keep of a layer
 with a low-rank branch is its input and the rank-r product; of a layer without one, nothing.
 
 The branch computes y + scale * (x @ down.T) @ up.T (Hu et al. 2021, arXiv:2106.09685). This file knows no algorithm
@@ -26,6 +26,19 @@ from . import convolution
 from .forwards import replaced
 
 WeightOf = Callable[[nn.Module], "tuple[Tensor, Tensor | None]"]
+Used = Callable[[nn.Module], None]  # called when what `weight_of` gave is no longer needed
+
+
+def stays(layer: nn.Module) -> None:
+    """`used` for weights that stay where they are."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How the weights of frozen layers are had, and given back."""
+
+    of: WeightOf
+    used: Used = stays
 
 
 @dataclass(frozen=True)
@@ -58,10 +71,10 @@ class _Linear(torch.autograd.Function):
         down: Tensor | None,
         up: Tensor | None,
         layer: nn.Module,
-        weight_of: WeightOf,
+        weights: Weights,
         branch: Branch | None,
     ) -> Tensor:
-        weight, bias = weight_of(layer)
+        weight, bias = weights.of(layer)
         rows = x.reshape(-1, x.shape[-1])
         # written into, not viewed: a function that returns a view forbids the in-place additions that some models make
         y = x.new_empty(*x.shape[:-1], weight.shape[0])
@@ -70,7 +83,8 @@ class _Linear(torch.autograd.Function):
             torch.mm(rows, _as(weight, x).t(), out=y_rows)
         else:
             torch.addmm(_as(bias, x), rows, _as(weight, x).t(), out=y_rows)
-        ctx.layer, ctx.weight_of, ctx.branch, ctx.shape = layer, weight_of, branch, x.shape
+        weights.used(layer)
+        ctx.layer, ctx.weights, ctx.branch, ctx.shape = layer, weights, branch, x.shape
         if branch is None or down is None or up is None:
             ctx.save_for_backward()
             return y
@@ -89,8 +103,10 @@ class _Linear(torch.autograd.Function):
         rows_grad = grad.reshape(-1, grad.shape[-1])
         grad_x = grad_down = grad_up = None
         if ctx.branch is None:
-            weight, _ = ctx.weight_of(ctx.layer)
-            return rows_grad.mm(_as(weight, grad)).view(ctx.shape), None, None, None, None, None
+            weight, _ = ctx.weights.of(ctx.layer)
+            grad_x = rows_grad.mm(_as(weight, grad)).view(ctx.shape)
+            ctx.weights.used(ctx.layer)
+            return grad_x, None, None, None, None, None
         rows, h, down, up, mask = ctx.saved_tensors
         product = rows_grad.mm(_as(up, grad)).mul_(ctx.branch.scale)
         if mask is not None:
@@ -100,8 +116,10 @@ class _Linear(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             grad_down = product.t().mm(rows).to(down.dtype)
         if ctx.needs_input_grad[0]:
-            weight, _ = ctx.weight_of(ctx.layer)
-            grad_x = rows_grad.mm(_as(weight, grad)).addmm_(product, _as(down, grad)).view(ctx.shape)
+            weight, _ = ctx.weights.of(ctx.layer)
+            grad_x = rows_grad.mm(_as(weight, grad))
+            ctx.weights.used(ctx.layer)
+            grad_x = grad_x.addmm_(product, _as(down, grad)).view(ctx.shape)
         return grad_x, grad_down, grad_up, None, None, None
 
 
@@ -124,14 +142,15 @@ class _Conv2d(torch.autograd.Function):
         down: Tensor | None,
         up: Tensor | None,
         layer: nn.Module,
-        weight_of: WeightOf,
+        weights: Weights,
         branch: Branch | None,
         geometry: tuple,
     ) -> Tensor:
         stride, padding, dilation, _ = geometry
-        weight, bias = weight_of(layer)
+        weight, bias = weights.of(layer)
         y = convolution.forward(x, _as(weight, x), None if bias is None else _as(bias, x), geometry)
-        ctx.layer, ctx.weight_of, ctx.branch, ctx.geometry, ctx.shape = layer, weight_of, branch, geometry, x.shape
+        weights.used(layer)
+        ctx.layer, ctx.weights, ctx.branch, ctx.geometry, ctx.shape = layer, weights, branch, geometry, x.shape
         if branch is None or down is None or up is None:
             ctx.save_for_backward()
             return y
@@ -148,8 +167,9 @@ class _Conv2d(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         grad_x = grad_down = grad_up = None
         if ctx.branch is None:
-            weight, _ = ctx.weight_of(ctx.layer)
+            weight, _ = ctx.weights.of(ctx.layer)
             grad_x = convolution.backward_to_input(grad, ctx.shape, _as(weight, grad), ctx.geometry)
+            ctx.weights.used(ctx.layer)
             return grad_x, None, None, None, None, None, None
         x, h, down, up, mask = ctx.saved_tensors
         pointwise = ([1, 1], [0, 0], [1, 1], 1)
@@ -166,22 +186,23 @@ class _Conv2d(torch.autograd.Function):
             product, x, _as(down, grad), (stride, padding, dilation, 1), (to_input, to_down)
         )
         if to_input:
-            weight, _ = ctx.weight_of(ctx.layer)
+            weight, _ = ctx.weights.of(ctx.layer)
             assert grad_x is not None
             grad_x = convolution.backward_to_input(grad, ctx.shape, _as(weight, grad), ctx.geometry).add_(grad_x)
+            ctx.weights.used(ctx.layer)
         grad_down = None if grad_down is None else grad_down.to(down.dtype)
         return grad_x, grad_down, grad_up, None, None, None, None
 
 
-def linear(x: Tensor, layer: nn.Module, weight_of: WeightOf, branch: Branch | None = None) -> Tensor:
+def linear(x: Tensor, layer: nn.Module, weights: Weights, branch: Branch | None = None) -> Tensor:
     """A frozen Linear, with its branch if there is one: (..., in) -> (..., out), a fresh tensor of x's type."""
     down, up = (None, None) if branch is None else (branch.down, branch.up)
     if branch is not None and down is not None and down.ndim == 4:
         raise ValueError(f"a Linear takes a (rank, in) branch, got {tuple(branch.down.shape)}")
-    return _Linear.apply(x, down, up, layer, weight_of, branch)
+    return _Linear.apply(x, down, up, layer, weights, branch)
 
 
-def conv2d(x: Tensor, layer: nn.Conv2d, weight_of: WeightOf, branch: Branch | None = None) -> Tensor:
+def conv2d(x: Tensor, layer: nn.Conv2d, weights: Weights, branch: Branch | None = None) -> Tensor:
     """A frozen convolution, with its branch if there is one: (B, in, H, W) -> (B, out, H', W'), of x's type."""
     if branch is not None and layer.groups != 1:
         raise ValueError(f"a branch on a grouped convolution is not supported, got groups={layer.groups}")
@@ -194,26 +215,28 @@ def conv2d(x: Tensor, layer: nn.Conv2d, weight_of: WeightOf, branch: Branch | No
         padding = list(layer.padding)
     geometry = (list(layer.stride), padding, list(layer.dilation), layer.groups)
     down, up = (None, None) if branch is None else (branch.down, branch.up)
-    return _Conv2d.apply(x, down, up, layer, weight_of, branch, geometry)
+    return _Conv2d.apply(x, down, up, layer, weights, branch, geometry)
 
 
-def _norm_weights(layer: nn.Module, x: Tensor, weight_of: WeightOf) -> tuple[Tensor | None, Tensor | None]:
+def _norm_weights(layer: nn.Module, x: Tensor, weights: Weights) -> tuple[Tensor | None, Tensor | None]:
     if getattr(layer, "weight", None) is None:
         return None, None
-    weight, bias = weight_of(layer)
+    weight, bias = weights.of(layer)
     # autograd saves a norm's weight, and cannot save an inference tensor or a reused buffer; copying a vector is cheap
-    return weight.detach().to(x.dtype, copy=True), None if bias is None else bias.detach().to(x.dtype, copy=True)
+    copies = weight.detach().to(x.dtype, copy=True), None if bias is None else bias.detach().to(x.dtype, copy=True)
+    weights.used(layer)
+    return copies
 
 
-def _forward_of(layer: nn.Module, weight_of: WeightOf, branch_of: BranchOf) -> Callable[[Tensor], Tensor] | None:
-    if isinstance(layer, nn.Linear):
-        return lambda x: linear(x, layer, weight_of, branch_of(layer))
+def _forward_of(layer: nn.Module, weights: Weights, branch_of: BranchOf) -> Callable[[Tensor], Tensor] | None:
+    if is_linear(layer):
+        return lambda x: linear(x, layer, weights, branch_of(layer))
     if isinstance(layer, nn.Conv2d):
-        return lambda x: conv2d(x, layer, weight_of, branch_of(layer))
+        return lambda x: conv2d(x, layer, weights, branch_of(layer))
     if isinstance(layer, nn.LayerNorm):
-        return lambda x: F.layer_norm(x, layer.normalized_shape, *_norm_weights(layer, x, weight_of), layer.eps)
+        return lambda x: F.layer_norm(x, layer.normalized_shape, *_norm_weights(layer, x, weights), layer.eps)
     if isinstance(layer, nn.GroupNorm):
-        return lambda x: F.group_norm(x, layer.num_groups, *_norm_weights(layer, x, weight_of), layer.eps)
+        return lambda x: F.group_norm(x, layer.num_groups, *_norm_weights(layer, x, weights), layer.eps)
     return None
 
 
@@ -222,15 +245,26 @@ def plain_weight(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     return layer.weight, getattr(layer, "bias", None)  # type: ignore[return-value]
 
 
+def is_linear(layer: nn.Module) -> bool:
+    """Whether a layer is a Linear; a host's quantised ones are none to torch, and look like this."""
+    return isinstance(layer, nn.Linear) or all(
+        hasattr(layer, name) for name in ("in_features", "out_features", "weight_function")
+    )
+
+
 @contextmanager
 def attached(
-    roots: Iterable[nn.Module], weight_of: WeightOf = plain_weight, branch_of: BranchOf = lambda layer: None
+    roots: Iterable[nn.Module],
+    weight_of: WeightOf = plain_weight,
+    branch_of: BranchOf = lambda layer: None,
+    used: Used = stays,
 ) -> Iterator[None]:
     """Run the frozen layers below `roots` through this file, with the branch that `branch_of(layer)` gives at a call.
 
     Only the instances' `forward` is replaced, and put back in every case; weights and modules are not touched.
     """
     layers = {id(m): m for root in roots for m in root.modules()}.values()
-    forwards = ((layer, _forward_of(layer, weight_of, branch_of)) for layer in layers)
+    weights = Weights(weight_of, used)
+    forwards = ((layer, _forward_of(layer, weights, branch_of)) for layer in layers)
     with replaced((layer, forward) for layer, forward in forwards if forward is not None):
         yield

@@ -16,7 +16,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-# Each value is (B, ...): "text" (B, tokens, width) and whatever else the family's denoiser needs.
+from .control import Control
+
+# Each value is (B, ...): "text" (B, tokens, width), "pooled" (B, width) where the family has it, and whatever else the
+# host's text encoders give its denoiser. The core adds "sizes" (B, 6), float32 pixels: original width and height, crop
+# left and top, target width and height; and "guidance" (B,). A denoiser takes what its family needs.
 Conditioning = dict[str, Tensor]
 
 
@@ -95,20 +99,27 @@ class Progress:
     seconds_left: float
     memory_mb: float
     note: str = ""
+    step_loss: float | None = None  # of this step, weighted, as it was minimised; None before the first
+    controlled: float | None = (
+        None  # newest controlled loss against the base: -0.02 is 2 % less; None where none is measured
+    )
 
 
 class Host(Protocol):
     """The program that holds the model."""
 
     name: str
-    family: str  # a key of the SPELLINGS registry: "sd1", "sd2", ...
+    family: str  # a key of the SPELLINGS registry: "sd1", "sd2", "sdxl", "sd3", "flux"
     device: torch.device
     compute_dtype: (
         torch.dtype
     )  # that of the loaded model; `loop.compute_dtype` other than auto is refused if it cannot be served
     prediction: str  # "epsilon", "v", "x0" or "flow", asked of the model, not looked up by family
     alphas_cumprod: Tensor | None  # (T,) float32, on the CPU; None for flow models
-    parts: dict[str, nn.Module]  # part -> module where trainables attach: "unet", "te" (or "te1", "te2")
+    # part -> module whose named modules are the layers, in the split or the original spelling: "unet" is the denoiser,
+    # also where it is a transformer; the rest are text encoders, "te" or "te1", "te2", "te3". May be a container.
+    parts: dict[str, nn.Module]
+    control: Control  # what the user asks while the run goes on
     model_info: dict[str, str]  # file name, hash, CLIP skip and the like: information for run.json and metadata
 
     @property
@@ -127,6 +138,10 @@ class Host(Protocol):
         """Weight and bias of a frozen layer as they are now. Asked in each forward and each backward, never kept."""
         ...
 
+    def used(self, layer: nn.Module) -> None:
+        """What `weight_of` last gave of this layer is no longer needed: its buffer may be used for another."""
+        ...
+
     def training(self, compute_dtype: torch.dtype, block_checkpointing: bool) -> AbstractContextManager[None]:
         """Ready the loaded model for training and put everything back, whatever happens inside."""
         ...
@@ -135,6 +150,10 @@ class Host(Protocol):
         """Show where the run is."""
         ...
 
+    def preview(self, step: int, request: SampleRequest, image: Image.Image) -> None:
+        """Show a preview that was made at this step."""
+        ...
+
     def stop_requested(self) -> bool:
-        """Whether the user asked to stop. Asked before each step."""
+        """Whether the run is to be stopped, by `control` or by the host's own way. Asked before each step."""
         ...

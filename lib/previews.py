@@ -66,6 +66,7 @@ def make_previews(host: Host, config: PreviewConfig, resolution: int, folder: Pa
             if attempt is smaller:
                 notes.append(f"preview {number} of step {step} ran out of memory and was made at half size")
             write_image(path, image)
+            host.preview(step, attempt, image)
             break
         else:
             notes.append(f"preview {number} of step {step} was left out: out of memory at half size too")

@@ -53,10 +53,11 @@ class Probe:
         rows = []
         for sample in self._samples:
             latents, mask = cache.get(sample.name, False)
-            losses = self._losses(sample, latents, mask, conditioner)
+            sizes = cache.sizes(sample.name)
+            losses = self._losses(sample, sizes, latents, mask, conditioner)
             if sample.name not in self._base:
                 with off():
-                    self._base[sample.name] = self._losses(sample, latents, mask, conditioner)
+                    self._base[sample.name] = self._losses(sample, sizes, latents, mask, conditioner)
             triples: Iterable[tuple[float, float, float]] = zip(
                 self._timesteps.tolist(), losses, self._base[sample.name], strict=True
             )
@@ -64,7 +65,12 @@ class Probe:
         return rows
 
     def _losses(
-        self, sample: Sample, latents: Tensor, mask: Tensor | None, conditioner: Callable[[Sequence[str]], Conditioning]
+        self,
+        sample: Sample,
+        sizes: Sequence[int],
+        latents: Tensor,
+        mask: Tensor | None,
+        conditioner: Callable[[Sequence[str]], Conditioning],
     ) -> list[float]:
         device = self._host.device
         noise = draws.noise(self._seed, sample.name, 0, latents.shape, "probe").unsqueeze(0).to(device)
@@ -76,5 +82,5 @@ class Probe:
                 noise, t.unsqueeze(0).to(device), torch.zeros_like(noise[..., :1, :1]), torch.zeros_like(noise)
             )
             batch_mask = None if mask is None else mask.unsqueeze(0).to(device)
-            losses.append(self._loss(latents.unsqueeze(0).to(device), drawn, conditioning, batch_mask))
+            losses.append(self._loss(latents.unsqueeze(0).to(device), drawn, conditioning, [sizes], batch_mask))
         return torch.cat(losses).tolist()

@@ -39,6 +39,7 @@ from .run_folder import RunFolder
 from .trainables import Trainable
 
 RETRY_SECONDS = 20.0  # between attempts to save while the disk is full
+PAUSED_SECONDS = 0.25  # between looks at what is asked of a run that is paused
 
 
 class NotFiniteError(RuntimeError):
@@ -86,6 +87,8 @@ class Trainer:
         self._probed_step: int | None = None
         self._saved_step: int | None = None
         self._seconds = 0.0
+        self._step_loss: float | None = None
+        self._controlled: float | None = None
 
     @property
     def num_steps(self) -> int:
@@ -155,7 +158,7 @@ class Trainer:
             stack.enter_context(self.host.training(self.compute_dtype, loop.block_checkpointing))
             stack.enter_context(_deterministic(loop.deterministic))
             roots = [r for part, r in self.host.parts.items() if part == "unet" or self.config.trainable.text_encoder]
-            stack.enter_context(attached(roots, self.host.weight_of, self.trainable.branch_of))
+            stack.enter_context(attached(roots, self.host.weight_of, self.trainable.branch_of, self.host.used))
             try:
                 return self._loop()
             except BaseException as error:
@@ -169,6 +172,7 @@ class Trainer:
         self._preview()
         clock = _Clock()
         while self.step < self.num_steps:
+            self._do_what_is_asked()
             if self.host.stop_requested():
                 self.save()
                 return Outcome("stopped", self.step)
@@ -185,6 +189,20 @@ class Trainer:
             self._show()
         return Outcome("finished", self.step)
 
+    def _do_what_is_asked(self) -> None:
+        """Save and sample where the user asked for it, and wait here while the run is paused."""
+        control = self.host.control
+        while True:
+            wanted = control.taken()
+            if wanted:
+                self.save()
+            if "sample" in wanted:
+                self._with_patience(self._make_previews)
+            if not control.paused or self.host.stop_requested():
+                return
+            self._show("paused")
+            time.sleep(PAUSED_SECONDS)
+
     def _one_step(self) -> None:
         rates = self._rates(self.step)
         batches = self.loader.next_step()
@@ -199,6 +217,7 @@ class Trainer:
         norm = torch.stack(torch._foreach_norm([p.grad for p in parameters if p.grad is not None])).norm()
         # the one device sync of a step: a step that is not finite is never taken
         norm_value, loss_value = torch.stack([norm, torch.stack(means).mean()]).tolist()
+        self._step_loss = loss_value
         finite = norm_value - norm_value == 0.0
         # from here until the step is counted, what is in memory is neither the state before it nor the one after it
         self._updating = True
@@ -235,7 +254,7 @@ class Trainer:
         latents = batch.latents.to(device)
         drawn = self.loss.draw(batch.names, batch.visits, latents.shape[1:])
         mask = None if batch.mask is None else batch.mask.to(device)
-        losses = self.loss(latents, drawn, self.conditioner(batch.captions), mask)
+        losses = self.loss(latents, drawn, self.conditioner(batch.captions), batch.sizes, mask)
         weight = self.loss.weight(drawn.t) * batch.weight.to(device)
         self.recorder.add(
             self.step,
@@ -307,6 +326,8 @@ class Trainer:
                 step=self.step,
                 num_steps=self.num_steps,
                 loss=self.recorder.smoothed,
+                step_loss=self._step_loss,
+                controlled=self._controlled,
                 rate=self._rates(max(0, self.step - 1))[0],
                 seconds_per_step=self._seconds,
                 seconds_left=self._seconds * (self.num_steps - self.step),
@@ -322,6 +343,8 @@ class Trainer:
             return
         rows = self.probe.measure(self.cache, self.conditioner, self.trainable.off)
         self.recorder.add_probe(self.step, rows)
+        base = sum(row.loss_base for row in rows)
+        self._controlled = sum(row.loss for row in rows) / base - 1 if base else None
         self._probed_step = self.step
         self._with_patience(self.recorder.flush)
 

@@ -16,6 +16,7 @@ from sd_atelier.lib.timesteps import resolution_shift, shifted
 
 ALPHAS_CUMPROD = NoiseSchedule.scaled_linear().alphas.square()  # type: ignore[union-attr]
 SHAPE = (4, 6, 8)
+SIZES = [(640, 480, 8, 0, 64, 48), (640, 480, 8, 0, 64, 48), (300, 200, 0, 2, 64, 48), (64, 48, 0, 0, 64, 48)]
 NAMES, VISITS = ["cat.png", "dog.png", "cat.png", "a/é.jpg"], [0, 0, 1, 7]
 RANDOM_SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -154,19 +155,21 @@ def test_a_perfect_prediction_has_no_loss_and_a_wrong_one_has(settings, predicti
     drawn, x_0 = loss.draw(NAMES, VISITS, SHAPE), random(4, *SHAPE)
     noise = drawn.noise if drawn.shift is None else drawn.noise + 0.1 * drawn.shift
     host.answer = lambda x_t, t: perfect(prediction, x_0, noise, t)
-    assert loss(x_0, drawn, {}).abs().max() < 1e-6
+    assert loss(x_0, drawn, {}, SIZES).abs().max() < 1e-6
     host.answer = lambda x_t, t: perfect(prediction, x_0, noise, t) + 0.5
-    assert loss(x_0, drawn, {}).min() > 0.05
+    assert loss(x_0, drawn, {}, SIZES).min() > 0.05
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "flow"])
 def test_the_denoiser_sees_the_noised_latents_the_t_and_the_conditioning(prediction):
     host = FakeHost(prediction)
-    loss = made(host, noise_offset=0.1, input_perturbation=0.2)
+    loss = made(host, noise_offset=0.1, input_perturbation=0.2, guidance=3.5)
     drawn, x_0, conditioning = loss.draw(NAMES, VISITS, SHAPE), random(4, *SHAPE), {"text": random(4, 1, 1)}
-    loss(x_0, drawn, conditioning)
+    loss(x_0, drawn, conditioning, SIZES)
     (seen,) = host.seen
-    assert seen.t is drawn.t and seen.conditioning is conditioning
+    assert seen.t is drawn.t and seen.conditioning["text"] is conditioning["text"] and conditioning.keys() == {"text"}
+    assert seen.conditioning["sizes"].tolist() == [list(map(float, sizes)) for sizes in SIZES]
+    assert seen.conditioning["guidance"].tolist() == [3.5] * 4
     assert drawn.shift is not None and drawn.extra is not None
     noise = drawn.noise + 0.1 * drawn.shift + 0.2 * drawn.extra
     alpha, sigma = 1 - drawn.t, drawn.t
@@ -183,8 +186,8 @@ def test_the_mask_leaves_out_what_it_covers():
     mask = torch.ones(4, 1, *SHAPE[1:])
     mask[..., 3:] = 0
     host.answer = lambda x_t, t: torch.where(mask > 0, drawn.noise, 99.0)
-    assert torch.equal(loss(x_0, drawn, {}, mask), torch.zeros(4))
-    assert loss(x_0, drawn, {}).min() > 1
+    assert torch.equal(loss(x_0, drawn, {}, SIZES, mask), torch.zeros(4))
+    assert loss(x_0, drawn, {}, SIZES).min() > 1
 
 
 @pytest.mark.parametrize("schedule", ["snr", "exponential"])
@@ -195,7 +198,7 @@ def test_the_huber_schedule_bends_the_loss_by_the_t_of_each_sample(schedule):
 
     def at(u: float, **settings: Any) -> float:
         loss = made(host, loss="huber", **settings)
-        return loss(x_0, Drawn(drawn.noise, torch.tensor([u])), {}).item()
+        return loss(x_0, Drawn(drawn.noise, torch.tensor([u])), {}, SIZES[:1]).item()
 
     constant = at(0.5, huber_delta=0.1)
     assert at(1 - 1e-6, huber_delta=0.1, huber_schedule=schedule) == pytest.approx(constant, rel=1e-4)
@@ -224,7 +227,7 @@ def test_the_prediction_of_the_settings_replaces_that_of_the_model():
     assert (made(host).prediction, loss.prediction) == ("epsilon", "v")
     drawn, x_0 = loss.draw(NAMES, VISITS, SHAPE), random(4, *SHAPE)
     host.answer = lambda x_t, t: perfect("v", x_0, drawn.noise, t)
-    assert loss(x_0, drawn, {}).abs().max() < 1e-6
+    assert loss(x_0, drawn, {}, SIZES).abs().max() < 1e-6
 
 
 def test_zero_terminal_snr_ends_in_pure_noise():
@@ -232,7 +235,7 @@ def test_zero_terminal_snr_ends_in_pure_noise():
     loss = made(host, zero_terminal_snr=True)
     drawn, x_0 = Drawn(random(1, *SHAPE, seed=1), torch.tensor([999])), random(1, *SHAPE)
     host.answer = lambda x_t, t: -x_0  # v where alpha is 0
-    assert loss(x_0, drawn, {}).item() == 0
+    assert loss(x_0, drawn, {}, SIZES[:1]).item() == 0
     assert torch.equal(host.seen[0].x_t, drawn.noise)
     assert loss.schedule.alphas is not None
     assert torch.equal(loss.schedule.alphas.square()[-1], rescale_zero_terminal_snr(ALPHAS_CUMPROD)[-1])

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..control import Control
 from ..fingerprint import fingerprint
-from ..frozen import plain_weight
+from ..frozen import plain_weight, stays
 from ..host import Conditioning, Progress, SampleRequest
 from ..recompute import recomputed
 
@@ -127,9 +128,11 @@ class StandaloneHost:
         self.sampler = self._sample
         self.model_info = {**model_info, "clip_skip": str(clip_skip), "prediction": self.prediction}
         self._modules = (self._unet, pipeline.text_encoder, pipeline.vae)
+        self.control = Control()
         self._on_progress, self._stop_requested = on_progress, stop_requested
 
     weight_of = staticmethod(plain_weight)
+    used = staticmethod(stays)
 
     @contextmanager
     def training(self, compute_dtype: torch.dtype, block_checkpointing: bool) -> Iterator[None]:
@@ -192,5 +195,8 @@ class StandaloneHost:
     def progress(self, progress: Progress) -> None:
         self._on_progress(progress)
 
+    def preview(self, step: int, request: SampleRequest, image: Image.Image) -> None:
+        """Previews lie in the run folder; a terminal shows none."""
+
     def stop_requested(self) -> bool:
-        return self._stop_requested()
+        return self.control.stop_requested or self._stop_requested()

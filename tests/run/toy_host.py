@@ -16,8 +16,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from sd_atelier.lib.control import Control
 from sd_atelier.lib.fingerprint import fingerprint
-from sd_atelier.lib.frozen import plain_weight
+from sd_atelier.lib.frozen import plain_weight, stays
 from sd_atelier.lib.host import Conditioning, Progress, SampleRequest
 from sd_atelier.lib.recompute import recomputed
 from torch import Tensor, nn
@@ -190,6 +191,7 @@ class ToyHost:
     family = "sd1"
     prediction = "epsilon"
     weight_of = staticmethod(plain_weight)
+    used = staticmethod(stays)
 
     def __init__(self, seed: int = 0, *, dtype: torch.dtype = torch.float32, stop_at: int | None = None) -> None:
         with torch.random.fork_rng(devices=[]):
@@ -211,6 +213,8 @@ class ToyHost:
         self.stop_at = stop_at
         self.step = -1  # as last shown: the number of steps done
         self.shown: list[Progress] = []
+        self.previews: list[tuple[int, SampleRequest]] = []
+        self.control = Control()
         self._sampling = False
 
     @contextmanager
@@ -268,9 +272,12 @@ class ToyHost:
         self.step = progress.step
         self.at("pause" if progress.note else "progress")
 
+    def preview(self, step: int, request: SampleRequest, image: Image.Image) -> None:
+        self.previews.append((step, request))
+
     def stop_requested(self) -> bool:
         self.at("asked to stop")
-        return self.stop_at is not None and self.step >= self.stop_at
+        return self.control.stop_requested or (self.stop_at is not None and self.step >= self.stop_at)
 
     def picture(self) -> bytes:
         """The pixels of one picture from the model as it stands."""
