@@ -5,6 +5,7 @@ A file imports its own layer and below; tests/test_layers.py reads the imports a
     L0  registry.py      name -> class or function, folder discovery, one wording for an unknown name
         config.py        the tree of settings <-> dict; unknown keys and wrong values are errors
         forms.py         settings -> neutral widget specs; every user interface is built from them
+        presets.py       where to begin: recipes by family, memory and purpose, each number with its source
         control.py        what a user asks of a run while it goes on: stop, save, sample, pause
         host.py          protocols: Host, Denoiser, TextEncoder, Autoencoder, Sampler
         files.py         durable writes: temporary name, fsync of file and folder, rename, SHA-256
@@ -25,9 +26,10 @@ A file imports its own layer and below; tests/test_layers.py reads the imports a
         optimizers.py    names -> optimizers, state by file name
         ema.py           the moving average of the weights
         lr_schedule/     the schedule grammar and its curves; a pure function step -> rate
+        keys/            module names <-> names in files, per model family; the layers that get one adapter each
+        network_keys.py  the layers of any network file, told by keys and shapes
         trainables/      what can be trained, one algorithm a file
-    L2  keys/            module names <-> names in files, per model family
-        data/            scan, headers, captions, buckets, pictures, shards, encode, cache, loader, conditioner
+    L2  data/            scan, headers, captions, buckets, pictures, shards, encode, cache, loader, conditioner
         diffusion_loss.py  the loss of a batch: from clean latents to one number a sample
     L3  records.py       the files of the records: rows, offsets, reading
         recorder.py      per-sample loss rows and the three means
@@ -39,7 +41,6 @@ A file imports its own layer and below; tests/test_layers.py reads the imports a
         checkpoints.py   the network and the full training state, each with its SHA-256
         run_folder.py    where one run keeps everything: settings, owner, resume, fork
         strip.py         checkpoint strips: composition and labels
-        network_keys.py  the layers of any network file, told by keys and shapes
         inspection.py    what a network file is, and what of a model it matches
         previews.py      pictures at fixed seeds from the model as it is trained
         network_metadata.py  what a published network says of itself

@@ -159,9 +159,9 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerRule:
-    """A setting for the layers whose file name matches a glob; the last matching rule counts."""
+    """A setting for the layers whose name matches a glob; the last matching rule counts."""
 
-    layers: str = setting("*", "glob on layer names as they stand in the file, such as lora_unet_up_blocks_*")
+    layers: str = setting("*", "glob on layer names as kohya writes them, such as lora_unet_up_blocks_*")
     rank: int | None = setting(None, "rank of these layers; 0 leaves them out", min=0, max=1024)
     rate: str | None = setting(None, "learning-rate schedule of these layers", kind="schedule")
 
@@ -187,6 +187,12 @@ class TrainableConfig:
     )
     conv_alpha: float = setting(1.0, "alpha of the 3x3 convolutions", min=1e-3, max=4096.0)
     text_encoder: bool = setting(False, "train the text encoder too")
+    t5: bool = setting(
+        False,
+        "with the text encoders, train T5 too (large, and seldom worth it)",
+        families=("sd3", "flux"),
+        advanced=True,
+    )
     rules: tuple[LayerRule, ...] = setting((), "rank and rate by glob on layer names", advanced=True)
 
 
@@ -267,6 +273,13 @@ class SaveConfig:
     pins: tuple[int, ...] = setting((), "steps whose checkpoints are never removed")
     dtype: str = setting(
         "fp16", "precision of the published file; the training state is always fp32", choices=("fp32", "bf16", "fp16")
+    )
+    names: str = setting(
+        "family",
+        "layer names in the published file; family: those that most programs read, kohya: those that sd-scripts writes",
+        choices=("family", "kohya"),
+        families=("sd3",),
+        advanced=True,
     )
 
 

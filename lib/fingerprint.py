@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,19 +21,32 @@ _FINFO = {str(dtype).removeprefix("torch."): torch.finfo(dtype) for dtype in _FL
 _NUM_SHOWN = 3
 
 
-def fingerprint(layers: Iterable[tuple[str, Tensor]]) -> dict[str, Any]:
-    """`{name: {"dtype": "float16", "values": [16 floats]}}`, JSON values, from (name in the file, weight) pairs.
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a larger weight from `start` on, of `total` rows in all; the others come as further pieces."""
+
+    weight: Tensor
+    start: int
+    total: int
+
+
+def fingerprint(layers: Iterable[tuple[str, Tensor | Rows]]) -> dict[str, Any]:
+    """`{name: {"dtype": "float16", "values": [16 floats]}}`, JSON values, from (name, weight) pairs.
 
     The values lie evenly over the weight in its logical order, whatever its memory format; a weight of fewer than 16
-    gives all of them. Nothing of a weight's size is allocated.
+    gives all of them. A weight that a model holds in pieces comes as pairs of one name, in the order of its rows, and
+    has the same values as if it were whole. Nothing of a weight's size is allocated, and none is kept.
     """
-    names, dtypes, picked = [], [], []
+    dtypes: dict[str, str] = {}
+    picked: dict[str, list[Tensor]] = {}
     for name, weight in layers:
-        names.append(name)
-        dtypes.append(str(weight.dtype).removeprefix("torch."))
-        picked.append(_picked(weight.detach()))
-    values = [v.cpu().tolist() for v in picked]  # sync: after every layer has been asked for
-    return {n: {"dtype": d, "values": v} for n, d, v in zip(names, dtypes, values, strict=True)}
+        rows = weight if isinstance(weight, Rows) else Rows(weight, 0, weight.shape[0] if weight.dim() else 1)
+        dtypes.setdefault(name, str(rows.weight.dtype).removeprefix("torch."))
+        picked.setdefault(name, []).append(_picked(rows.weight.detach(), rows.start, rows.total))
+    # sync: after every layer has been asked for
+    return {
+        name: {"dtype": dtypes[name], "values": [x for v in own for x in v.tolist()]} for name, own in picked.items()
+    }
 
 
 def compare_fingerprints(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -51,10 +65,12 @@ def compare_fingerprints(old: Mapping[str, Any], new: Mapping[str, Any]) -> list
     return lines
 
 
-def _picked(weight: Tensor) -> Tensor:
-    count = weight.numel()
+def _picked(weight: Tensor, start: int, total: int) -> Tensor:
+    num_columns = math.prod(weight.shape[1:])
+    count = total * num_columns
     num_values = min(count, NUM_VALUES)
-    flat = np.arange(num_values) * count // max(num_values, 1)
+    flat = np.arange(num_values) * count // max(num_values, 1) - start * num_columns
+    flat = flat[(flat >= 0) & (flat < weight.numel())]
     if weight.element_size() == 1:
         # older versions of torch cannot index float8, but can index the bytes that it is stored in
         return weight.view(torch.uint8)[_places(flat, weight)].view(weight.dtype).float()

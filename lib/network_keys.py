@@ -10,10 +10,10 @@ from dataclasses import dataclass
 Shapes = Mapping[str, tuple[int, ...]]
 
 # What follows a layer's name, by algorithm. PEFT and diffusers have their own words for down and up.
-_DOWN = r"(?:lora_down|lora_A(?:\.\w+)?|lora\.down|lora_linear_layer\.down)\.weight"
-_UP = r"(?:lora_up|lora_B(?:\.\w+)?|lora\.up|lora_linear_layer\.up)\.weight"
+DOWN = r"(?:lora_down|lora_A(?:\.\w+)?|lora\.down|lora_linear_layer\.down)\.weight"
+UP = r"(?:lora_up|lora_B(?:\.\w+)?|lora\.up|lora_linear_layer\.up)\.weight"
 _SUFFIX = re.compile(
-    rf"(?P<lora>lora_mid\.weight|{_DOWN}|{_UP})"
+    rf"(?P<lora>lora_mid\.weight|{DOWN}|{UP})"
     r"|(?P<loha>hada_(?:w[12]_[ab]|t[12]))"
     r"|(?P<lokr>lokr_(?:w[12](?:_[ab])?|t[12]))"
     r"|(?P<glora>[ab][12]\.weight)"
@@ -24,7 +24,7 @@ _SUFFIX = re.compile(
 )
 _DORA = re.compile(r"dora_scale|lora_magnitude_vector.*")
 # The factors of an update: it is nothing where one of them is zero.
-_FACTOR = re.compile(rf"{_UP}|hada_w[12]_[ab]|diff")
+_FACTOR = re.compile(rf"{UP}|hada_w[12]_[ab]|diff")
 
 _BLOCK = re.compile(
     r"(?:down_blocks|up_blocks|input_blocks|output_blocks|double_blocks|single_blocks|joint_blocks|encoder_layers"
@@ -154,9 +154,9 @@ def family_of(layers: Iterable[Layer], metadata: Mapping[str, str]) -> tuple[str
 
 
 def _plain(suffix: str) -> str:
-    if re.fullmatch(_DOWN, suffix):
+    if re.fullmatch(DOWN, suffix):
         return "down"
-    return "up" if re.fullmatch(_UP, suffix) else suffix
+    return "up" if re.fullmatch(UP, suffix) else suffix
 
 
 def _sizes(algorithm: str, shapes: Shapes) -> tuple[int | None, int | None, int | None, tuple[int, ...]]:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from .checkpoints import TrainState
 from .config import RunConfig, checked, merge
@@ -25,14 +24,15 @@ from .data.sample import Sample
 from .data.scan import counts, scan
 from .diffusion_loss import DiffusionLoss
 from .ema import Ema
-from .fingerprint import fingerprint
+from .fingerprint import Rows, fingerprint
 from .host import Host
+from .keys.layers import canonical_layers
 from .lr_schedule import ResolvedSchedule, parse
 from .network_metadata import checkpoint_metadata, network_metadata
 from .optimizers import Group, Optimizer, create
 from .probe import Probe
 from .recorder import Recorder
-from .registry import ALGORITHMS, SPELLINGS
+from .registry import ALGORITHMS
 from .run_folder import RunFolder
 from .trainables import Trainable
 from .trainer import Trainer
@@ -170,16 +170,18 @@ def fork(
 
 
 def base_of(host: Host) -> dict[str, Any]:
-    """The fingerprint of the loaded model, its layers under their names in files."""
-    names = SPELLINGS.get(host.family)()  # type: ignore[operator]
+    """The fingerprint of the loaded model, by canonical layers, so that it is the same where a host splits them."""
 
-    def layers() -> Iterator[tuple[str, torch.Tensor]]:
-        for part, root in host.parts.items():
-            for module_name, layer in root.named_modules():
-                if isinstance(layer, (nn.Linear, nn.Conv2d)):
-                    yield names.file_name(part, module_name), host.weight_of(layer)[0]
+    def pieces() -> Iterator[tuple[str, Rows]]:
+        for name, layer in canonical_layers(host.family, host.parts).items():
+            for member in layer.members:
+                # one at a time: what a host gives may lie in a buffer that the next layer is loaded into
+                weight, start = host.weight_of(member.module)[0], member.rows.start
+                for piece in weight.chunk(2)[::-1] if member.swapped else (weight,):
+                    yield name, Rows(piece, start, layer.num_out)
+                    start += len(piece)
 
-    return fingerprint(layers())
+    return fingerprint(pieces())
 
 
 def _identity(host: Host, data: _Data) -> dict[str, Any]:

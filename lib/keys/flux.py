@@ -11,7 +11,7 @@ from typing import ClassVar
 from ..registry import SPELLINGS
 from .family import Family
 from .table import Table
-from .text_encoder import CLIP_KINDS, T5_KINDS
+from .text_encoder import CLIP, CLIP_KINDS, T5, T5_KINDS
 
 _DOUBLE = "transformer_blocks.{}."
 _SINGLE = "single_transformer_blocks.{}."
@@ -50,7 +50,8 @@ class Flux(Family):
 
     title = "Flux"
     prefixes: ClassVar[dict[str, str]] = {"unet": "lora_unet_", "te1": "lora_te1_", "te3": "lora_te3_"}
-    tables: ClassVar[dict[str, Table]] = {"unet": _TRANSFORMER}
+    diffusers: ClassVar[dict[str, str]] = {"unet": "transformer", "te1": "text_encoder", "te3": "text_encoder_2"}
+    tables = {"unet": _TRANSFORMER, "te1": CLIP, "te3": T5}  # noqa: RUF012
     kinds: ClassVar[dict[str, dict[str, str]]] = {
         "unet": {
             "attention": r"transformer_blocks\.\d+\.attn\.|single_transformer_blocks\.\d+\.proj_(mlp|out)$",
@@ -61,6 +62,11 @@ class Flux(Family):
         "te1": CLIP_KINDS,
         "te3": T5_KINDS,
     }
+
+    def widths(self, part: str, split: tuple[str, ...], num_inputs: int) -> tuple[int, ...] | None:
+        """As in the base class; the MLP of a single block is four times as wide as its input."""
+        widths = super().widths(part, split, num_inputs)
+        return widths and tuple(4 * w if name.endswith("mlp") else w for w, name in zip(widths, split, strict=True))
 
     def halves_swapped(self, part: str, module_name: str, num_outputs: int, num_inputs: int) -> bool:
         """The last modulation gives scale and shift; the original gives shift and scale."""

@@ -11,7 +11,7 @@ from typing import ClassVar
 from ..registry import SPELLINGS
 from .family import Family
 from .table import Table
-from .text_encoder import CLIP_KINDS, OPEN_CLIP, T5_KINDS
+from .text_encoder import CLIP, CLIP_KINDS, OPEN_CLIP, T5, T5_KINDS
 
 _SPLIT = "transformer_blocks.{}."
 _PICTURE = "joint_blocks.{}.x_block."
@@ -43,7 +43,6 @@ _TRANSFORMER = Table(
         "final_layer.linear": "proj_out",
     }
 )
-_FILE_PREFIXES = {"unet": "transformer.", "te1": "text_encoder.", "te2": "text_encoder_2."}
 
 
 @SPELLINGS.register("sd3")
@@ -57,7 +56,14 @@ class StableDiffusion3(Family):
         "te2": "lora_te2_",
         "te3": "lora_te3_",
     }
-    tables: ClassVar[dict[str, Table]] = {"unet": _TRANSFORMER, "te2": OPEN_CLIP}
+    diffusers: ClassVar[dict[str, str]] = {
+        "unet": "transformer",
+        "te1": "text_encoder",
+        "te2": "text_encoder_2",
+        "te3": "text_encoder_3",
+    }
+    published = frozenset({"unet", "te1", "te2"})
+    tables = {"unet": _TRANSFORMER, "te1": CLIP, "te2": OPEN_CLIP, "te3": T5}  # noqa: RUF012
     kinds: ClassVar[dict[str, dict[str, str]]] = {
         "unet": {
             "attention": r"^\.transformer_blocks\.\d+\.attn2?\.",
@@ -69,12 +75,6 @@ class StableDiffusion3(Family):
         "te2": CLIP_KINDS,
         "te3": T5_KINDS,
     }
-
-    def file_name(self, part: str, module_name: str) -> str:
-        """The name of a layer in files: each split layer has its own. Errors: `ValueError` for an unknown part."""
-        if part not in _FILE_PREFIXES:
-            return self.kohya_name(part, module_name)
-        return _FILE_PREFIXES[part] + self.spelled_out(part, module_name)
 
     def halves_swapped(self, part: str, module_name: str, num_outputs: int, num_inputs: int) -> bool:
         """A last modulation, of all or of the text, gives scale and shift; the original gives shift and scale."""

@@ -9,17 +9,20 @@ from __future__ import annotations
 from typing import ClassVar
 
 from ..registry import SPELLINGS
-from .family import Family
-from .table import Table
-from .text_encoder import CLIP_KINDS, OPEN_CLIP
-from .unet import KINDS, unet_table
+from .text_encoder import CLIP, CLIP_KINDS, OPEN_CLIP
+from .unet import KINDS, Shape, UnetFamily, unet_table
 
 
 @SPELLINGS.register("sdxl")
-class StableDiffusionXl(Family):
+class StableDiffusionXl(UnetFamily):
     """Two text encoders, attention at the two coarser of three levels."""
 
     title = "Stable Diffusion XL"
     prefixes: ClassVar[dict[str, str]] = {"unet": "lora_unet_", "te1": "lora_te1_", "te2": "lora_te2_"}
-    tables: ClassVar[dict[str, Table]] = {"unet": unet_table(up_attention=(True, True, False)), "te2": OPEN_CLIP}
+    diffusers: ClassVar[dict[str, str]] = {"unet": "unet", "te1": "text_encoder", "te2": "text_encoder_2"}
+    tables = {  # noqa: RUF012 - replaced for other shapes
+        "unet": unet_table(Shape.usual(attention=(False, True, True))),
+        "te1": CLIP,
+        "te2": OPEN_CLIP,
+    }
     kinds: ClassVar[dict[str, dict[str, str]]] = {"unet": KINDS, "te1": CLIP_KINDS, "te2": CLIP_KINDS}

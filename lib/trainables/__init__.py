@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from ..frozen import Branch
 from ..host import Host
+from ..keys.layers import Member
 
 
 class Trainable(Protocol):
-    """An algorithm on a host's model. Parameters are float32 and known by their names in files."""
+    """An algorithm on a host's model. Parameters are float32 and known by canonical names."""
 
     def prepare(self, host: Host) -> None:
         """Choose layers and make the parameters, so that nothing is changed yet."""
@@ -43,8 +44,8 @@ class Trainable(Protocol):
         """The model as it was, inside."""
         ...
 
-    def export(self, values: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-        """The tensors of the published file, on the CPU, from parameter values."""
+    def export(self, values: Mapping[str, Tensor], dtype: torch.dtype, names: str = "family") -> dict[str, Tensor]:
+        """The tensors of the published file, on the CPU, from parameter values. `names`: as `save.names`."""
         ...
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
@@ -52,11 +53,11 @@ class Trainable(Protocol):
         ...
 
     def delta(self, name: str) -> Tensor:
-        """The update of a layer's weight, of the weight's shape."""
+        """The update of a canonical layer's weight, of that weight's shape."""
         ...
 
-    def layer_names(self) -> dict[str, nn.Module]:
-        """The layers that are changed, by their names in files."""
+    def layer_names(self) -> dict[str, tuple[Member, ...]]:
+        """The canonical layers that are changed, by name: the modules that hold their outputs."""
         ...
 
     def metadata(self) -> dict[str, str]:

@@ -1,8 +1,9 @@
 """LoRA on Linear layers and convolutions (LoCon).
 
 W' = W + scale * up @ down with scale = alpha / rank (Hu et al. 2021, arXiv:2106.09685), or alpha / sqrt(rank) when rank
-stabilised (Kalajdzievski 2023, arXiv:2312.03732). Files carry kohya's names: `<layer>.lora_down.weight`,
-`<layer>.lora_up.weight` and `<layer>.alpha`, where readers take alpha / rank as the scale.
+stabilised (Kalajdzievski 2023, arXiv:2312.03732). An adapter belongs to a canonical layer (`keys.family`): where a host
+splits such a layer, its modules share down and have their rows of up, which is the same product. So the state of a run
+is the same in every host: `<kohya's name>.lora_down.weight` and `<kohya's name>.lora_up.weight`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from ..config import TrainableConfig
 from ..draws import key
 from ..frozen import Branch
 from ..host import Host
-from ..registry import ALGORITHMS, SPELLINGS
+from ..keys.layers import CanonicalLayer, Member, canonical_layers
+from ..keys.published import Adapter, adapters_in, published
+from ..registry import ALGORITHMS
 
 _KINDS = {
     "attention": {"attention"},
@@ -32,11 +35,9 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class _Target:
-    """A layer that gets an adapter."""
+    """A canonical layer that gets an adapter."""
 
-    name: str  # in files
-    part: str
-    layer: nn.Module
+    layer: CanonicalLayer
     rank: int
     alpha: float
     rate: str | None  # its own schedule, from a rule
@@ -50,7 +51,8 @@ class Lora:
         self._config = config
         self._seed = seed
         self._targets: dict[str, _Target] = {}
-        self._branches: dict[int, Branch] = {}
+        self._members: dict[int, tuple[str, Member]] = {}  # id of a module -> its canonical layer
+        self._masks: dict[str, Callable[[Tensor], Tensor | None]] = {}
         self._parameters: dict[str, nn.Parameter] = {}
         self._moment: tuple[int, int] | None = None
         self._enabled = True
@@ -60,25 +62,22 @@ class Lora:
 
         down is Kaiming-uniform with a = sqrt(5), seeded by the layer's name, so that neither the host nor the other
         layers change it; up is zero, so that training starts from the model as it is.
-        Errors: `ValueError` when the settings choose no layer.
+        Errors: `ValueError` when the settings choose no layer, or one of which a part is missing.
         """
+        self._family = host.family
         for target in _chosen(host, self._config):
-            layer = target.layer
-            conv = isinstance(layer, nn.Conv2d)
-            kernel = tuple(layer.kernel_size) if conv else ()
-            num_in = layer.in_channels if conv else layer.in_features  # type: ignore[union-attr]
-            num_out = layer.out_channels if conv else layer.out_features  # type: ignore[union-attr]
-            down = torch.empty(target.rank, num_in, *kernel)  # type: ignore[arg-type]
-            generator = torch.Generator().manual_seed(key(self._seed, target.name, 0, "init"))
+            layer, kernel = target.layer, target.layer.kernel or ()
+            down = torch.empty(target.rank, layer.num_in, *kernel)
+            generator = torch.Generator().manual_seed(key(self._seed, layer.name, 0, "init"))
             bound = 1 / math.sqrt(down[0].numel())
             down.uniform_(-bound, bound, generator=generator)
-            up = torch.zeros(num_out, target.rank, *(1 for _ in kernel))  # type: ignore[arg-type]
-            pair = (nn.Parameter(down.to(host.device)), nn.Parameter(up.to(host.device)))
-            self._targets[target.name] = target
-            self._parameters[f"{target.name}.lora_down.weight"] = pair[0]
-            self._parameters[f"{target.name}.lora_up.weight"] = pair[1]
-            mask = self._mask_of(target.name) if self._config.dropout > 0 else None
-            self._branches[id(layer)] = Branch(*pair, self._scale(target), mask)
+            up = torch.zeros(layer.num_out, target.rank, *(1 for _ in kernel))
+            self._targets[layer.name] = target
+            self._parameters[f"{layer.name}.lora_down.weight"] = nn.Parameter(down.to(host.device))
+            self._parameters[f"{layer.name}.lora_up.weight"] = nn.Parameter(up.to(host.device))
+            self._members |= {id(member.module): (layer.name, member) for member in layer.members}
+            if self._config.dropout > 0:
+                self._masks[layer.name] = self._mask_of(layer.name)
         if not self._targets:
             raise ValueError(
                 f'trainable.layers "{self._config.layers}" with these rules chooses no layer of this model; '
@@ -86,21 +85,28 @@ class Lora:
             )
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What is trained, by its name in files: (rank, in[, kh, kw]) and (out, rank[, 1, 1])."""
+        """What is trained, by canonical name: (rank, in[, kh, kw]) and (out, rank[, 1, 1])."""
         return dict(self._parameters)
 
     def groups(self) -> dict[str, tuple[str | None, list[str]]]:
         """Group name -> (own schedule or None, parameter names): a group for each part and each rule with a rate."""
         groups: dict[str, tuple[str | None, list[str]]] = {}
-        for target in self._targets.values():
-            group = target.part if target.rate is None else f"{target.part} {target.rate}"
+        for name, target in self._targets.items():
+            part = target.layer.part
+            group = part if target.rate is None else f"{part} {target.rate}"
             names = groups.setdefault(group, (target.rate, []))[1]
-            names += [f"{target.name}.lora_down.weight", f"{target.name}.lora_up.weight"]
+            names += [f"{name}.lora_down.weight", f"{name}.lora_up.weight"]
         return groups
 
     def branch_of(self, layer: nn.Module) -> Branch | None:
-        """The branch beside a layer, or None; asked at each forward."""
-        return self._branches.get(id(layer)) if self._enabled else None
+        """The branch beside a module, or None; asked at each forward, since rows of up are a view for autograd."""
+        if not self._enabled or id(layer) not in self._members:
+            return None
+        name, member = self._members[id(layer)]
+        down, up = self._pair(name)
+        # the whole of up is the parameter itself, so that autograd need not fill a gradient with zeros around rows
+        whole = len(self._targets[name].layer.members) == 1 and not member.swapped
+        return Branch(down, up if whole else member.own(up), self._scale(name), self._masks.get(name))
 
     @contextmanager
     def training(self, step: int, micro: int) -> Iterator[None]:
@@ -120,19 +126,24 @@ class Lora:
         finally:
             self._enabled = before
 
-    def export(self, values: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-        """The file's tensors, on the CPU, from parameter values by name (the live ones, or averaged ones)."""
-        tensors = {name: value.detach().to("cpu", dtype) for name, value in values.items()}
-        for target in self._targets.values():
-            # readers divide by the rank, so a rank-stabilised scale is written as the alpha that gives it
-            tensors[f"{target.name}.alpha"] = torch.tensor(self._scale(target) * target.rank, dtype=dtype)
-        return tensors
+    def export(self, values: Mapping[str, Tensor], dtype: torch.dtype, names: str = "family") -> dict[str, Tensor]:
+        """The file's tensors, on the CPU, from parameter values by name (the live ones, or averaged ones).
+
+        `names`: "family" for the names that most programs read for this family, or "kohya" (`keys.published`).
+        """
+        adapters = {
+            name: Adapter(values[f"{name}.lora_down.weight"], values[f"{name}.lora_up.weight"], self._scale(name))
+            for name in self._targets
+        }
+        return published(self._family, adapters, dtype, names)
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Set the parameters from a file's or a state's tensors.
+        """Set the parameters from a state's tensors, or from a file's in any spelling.
 
         Errors: `ValueError` naming a layer that is missing, superfluous, or of another shape.
         """
+        if not any(name in tensors for name in self._parameters):
+            tensors = self._canonical(tensors)
         missing = sorted(self._parameters.keys() - tensors.keys())
         unknown = sorted(n for n in tensors.keys() - self._parameters.keys() if not n.endswith(".alpha"))
         for names, what in ((missing, "lacks"), (unknown, "has the unexpected")):
@@ -148,13 +159,12 @@ class Lora:
 
     def delta(self, name: str) -> Tensor:
         """The update of a layer's weight, float32, of the weight's shape."""
-        target = self._targets[name]
-        down, up = (self._parameters[f"{name}.lora_{half}.weight"].detach() for half in ("down", "up"))
-        return self._scale(target) * (up.flatten(1) @ down.flatten(1)).view(up.shape[0], *down.shape[1:])
+        down, up = (half.detach() for half in self._pair(name))
+        return self._scale(name) * (up.flatten(1) @ down.flatten(1)).view(up.shape[0], *down.shape[1:])
 
-    def layer_names(self) -> dict[str, nn.Module]:
-        """The layers that carry an adapter, by their names in files."""
-        return {name: target.layer for name, target in self._targets.items()}
+    def layer_names(self) -> dict[str, tuple[Member, ...]]:
+        """The layers that carry an adapter, by canonical name: the modules that hold their outputs."""
+        return {name: target.layer.members for name, target in self._targets.items()}
 
     def metadata(self) -> dict[str, str]:
         """`ss_*` keys that other programs read about the network."""
@@ -171,7 +181,21 @@ class Lora:
             "ss_network_args": "{" + ", ".join(f'"{k}": "{v}"' for k, v in args.items()) + "}",
         }
 
-    def _scale(self, target: _Target) -> float:
+    def _pair(self, name: str) -> tuple[nn.Parameter, nn.Parameter]:
+        return self._parameters[f"{name}.lora_down.weight"], self._parameters[f"{name}.lora_up.weight"]
+
+    def _canonical(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The parameters that a file's tensors stand for, with this run's scale."""
+        adapters, unknown = adapters_in(self._family, tensors)
+        found = {name: tensors[name] for name in unknown}
+        for name, adapter in adapters.items():
+            factor = adapter.scale / self._scale(name) if name in self._targets else 1.0
+            found[f"{name}.lora_down.weight"] = adapter.down.float()
+            found[f"{name}.lora_up.weight"] = adapter.up.float() * factor
+        return found
+
+    def _scale(self, name: str) -> float:
+        target = self._targets[name]
         return target.alpha / (math.sqrt(target.rank) if self._config.rank_stabilized else target.rank)
 
     def _mask_of(self, name: str) -> Callable[[Tensor], Tensor | None]:
@@ -188,22 +212,20 @@ class Lora:
 
 
 def _chosen(host: Host, config: TrainableConfig) -> Iterator[_Target]:
-    names = SPELLINGS.get(host.family)()  # type: ignore[operator]
     kinds = _KINDS[config.layers] | ({"block"} if config.conv_rank else set())
-    for part, root in host.parts.items():
-        if part != "unet" and not config.text_encoder:
+    trained = {part: root for part, root in host.parts.items() if part == "unet" or config.text_encoder}
+    if not config.t5:
+        trained.pop("te3", None)
+    for layer in canonical_layers(host.family, trained).values():
+        if layer.kind not in kinds:
             continue
-        for module_name, layer in root.named_modules():
-            if not isinstance(layer, (nn.Linear, nn.Conv2d)) or names.kind(part, module_name) not in kinds:
-                continue
-            spatial = isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1)
-            rank = (config.conv_rank or config.rank) if spatial else config.rank
-            alpha = config.conv_alpha if spatial and config.conv_rank else config.alpha
-            rate = None
-            name = names.file_name(part, module_name)
-            for rule in config.rules:
-                if fnmatch.fnmatchcase(name, rule.layers):
-                    rank = rank if rule.rank is None else rule.rank
-                    rate = rate if rule.rate is None else rule.rate
-            if rank:
-                yield _Target(name, part, layer, rank, alpha, rate)
+        spatial = layer.kernel is not None and layer.kernel != (1, 1)
+        rank = (config.conv_rank or config.rank) if spatial else config.rank
+        alpha = config.conv_alpha if spatial and config.conv_rank else config.alpha
+        rate = None
+        for rule in config.rules:
+            if fnmatch.fnmatchcase(layer.name, rule.layers):
+                rank = rank if rule.rank is None else rule.rank
+                rate = rate if rule.rate is None else rule.rate
+        if rank:
+            yield _Target(layer, rank, alpha, rate)

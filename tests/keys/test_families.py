@@ -151,8 +151,10 @@ def test_files_of_the_other_families_have_kohyas_names(family: str) -> None:
     names = names_of(family)
     modules = {
         "unet": "transformer_blocks.1.attn.to_k" if family == "flux" else "mid_block.resnets.0.conv1",
-        **{part: "encoder.layers.0.mlp.fc1" for part in names.prefixes if part != "unet"},
+        **{part: "encoder.layers.0.mlp.fc1" for part in names.prefixes if part.startswith("te")},
     }
+    if "te3" in modules:
+        modules["te3"] = "encoder.block.0.layer.1.DenseReluDense.wo"
     for part, module in modules.items():
         assert names.file_name(part, module) == names.kohya_name(part, module)
 

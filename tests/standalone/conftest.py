@@ -66,7 +66,7 @@ def peft_twin() -> Callable[[Mapping[str, nn.Module], Mapping[str, nn.Module], A
     from peft import LoraConfig, inject_adapter_in_model
 
     def twin(parts: Mapping[str, nn.Module], others: Mapping[str, nn.Module], lora: Any) -> dict[str, nn.Parameter]:
-        file_names = {id(layer): name for name, layer in lora.layer_names().items()}
+        file_names = {id(m.module): name for name, members in lora.layer_names().items() for m in members}
         file = lora.export(lora.parameters(), torch.float64)
         pairs: dict[str, nn.Parameter] = {}
         for part, root in parts.items():

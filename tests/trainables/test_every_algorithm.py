@@ -115,8 +115,9 @@ def test_forward_is_the_model_with_delta_added(algorithm, config) -> None:
         got = host.parts["unet"](X)
         with trainable.off():
             assert torch.allclose(host.parts["unet"](X), base, rtol=0, atol=1e-12)
-    for name, layer in trainable.layer_names().items():
-        layer.weight.data = layer.weight + trainable.delta(name)
+    for name, members in trainable.layer_names().items():
+        for member in members:
+            member.module.weight.data = member.module.weight + member.own(trainable.delta(name))
     assert torch.allclose(got, host.parts["unet"](X), rtol=1e-10, atol=1e-12)
     assert (got - base).abs().max() > 1e-3
 

@@ -91,7 +91,8 @@ def test_dropout_is_keyed_by_the_step_so_that_recomputing_and_resuming_see_the_s
 def test_dropout_gradients_are_those_of_autograd_through_the_same_masks() -> None:
     lora, unet = make(rank=4, dropout=0.5)
     got = loss_and_gradients(lora, unet, 5, recompute=False)
-    branches = {id(layer): lora.branch_of(layer) for layer in lora.layer_names().values()}
+    layers = [member.module for members in lora.layer_names().values() for member in members]
+    branches = {id(layer): lora.branch_of(layer) for layer in layers}
 
     def forward(layer: nn.Linear):
         branch = branches[id(layer)]
@@ -105,7 +106,7 @@ def test_dropout_gradients_are_those_of_autograd_through_the_same_masks() -> Non
 
         return apply
 
-    for layer in lora.layer_names().values():
+    for layer in layers:
         layer.forward = forward(layer)  # type: ignore[method-assign]
     with lora.training(5, 0):
         loss = unet(X).square().sum()
@@ -117,6 +118,6 @@ def test_dropout_is_off_outside_training() -> None:
     lora, unet = make(rank=4, dropout=0.5)
     with attached([unet], branch_of=lora.branch_of):
         with_dropout_set = unet(X)
-    for name in lora.layer_names():
-        lora.layer_names()[name].weight.data += lora.delta(name)
+    for name, (member,) in lora.layer_names().items():
+        member.module.weight.data += lora.delta(name)
     assert torch.allclose(with_dropout_set, unet(X), rtol=1e-4, atol=1e-5)
