@@ -6,6 +6,7 @@ A file imports its own layer and below; tests/test_layers.py reads the imports a
         config.py        the tree of settings <-> dict; unknown keys and wrong values are errors
         forms.py         settings -> neutral widget specs; every user interface is built from them
         presets.py       where to begin: recipes by family, memory and purpose, each number with its source
+        presets.py       where to begin: recipes by family, memory and purpose, each number with its source
         control.py        what a user asks of a run while it goes on: stop, save, sample, pause
         host.py          protocols: Host, Denoiser, TextEncoder, Autoencoder, Sampler
         files.py         durable writes: temporary name, fsync of file and folder, rename, SHA-256

@@ -248,6 +248,21 @@ class LoopConfig:
     block_checkpointing: bool = setting(
         False, "recompute blocks in the backward pass: less memory, about a third more time"
     )
+    base_storage: str = setting(
+        "model",
+        "type that the frozen weights are kept in: bf16 halves fp32, float8 halves bf16, both at a loss of precision; "
+        "only where this program loads the model itself, as the command line does",
+        choices=("model", "bf16", "float8"),
+        advanced=True,
+    )
+    cpu_blocks: int = setting(
+        0,
+        "blocks of the model that are kept in main memory and fetched when they are needed: less memory on the device, "
+        "more time; only where this program loads the model itself, as the command line does",
+        min=0,
+        max=1000,
+        advanced=True,
+    )
     ema_decay: float = setting(
         0.0, "decay of the moving average of the weights that is saved; 0 is off", min=0.0, max=0.999999
     )
