@@ -6,7 +6,6 @@ A file imports its own layer and below; tests/test_layers.py reads the imports a
         config.py        the tree of settings <-> dict; unknown keys and wrong values are errors
         forms.py         settings -> neutral widget specs; every user interface is built from them
         presets.py       where to begin: recipes by family, memory and purpose, each number with its source
-        presets.py       where to begin: recipes by family, memory and purpose, each number with its source
         control.py        what a user asks of a run while it goes on: stop, save, sample, pause
         host.py          protocols: Host, Denoiser, TextEncoder, Autoencoder, Sampler
         files.py         durable writes: temporary name, fsync of file and folder, rename, SHA-256
@@ -19,6 +18,7 @@ A file imports its own layer and below; tests/test_layers.py reads the imports a
         convolution.py   convolution and its gradient to the input where the weight is larger than the picture
         forwards.py      replacing the forward of module instances, and putting it back in every case
         frozen.py        autograd through frozen layers without keeping or copying their weights
+        lengths.py       captions of several lengths in one batch, each run by itself
         recompute.py     gradient checkpointing by blocks
         fingerprint.py   which base model this is, from 16 values of each layer
         means.py         exact means of losses, the same after any interruption

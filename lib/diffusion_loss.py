@@ -14,6 +14,7 @@ from torch import Tensor
 from . import draws
 from .config import ObjectiveConfig
 from .host import Conditioning, Host
+from .lengths import denoised
 from .noise import NoiseSchedule, check_prediction, rescale_zero_terminal_snr
 from .objective import loss_per_sample, multires_noise, multires_sizes, noised, scheduled_delta
 from .timesteps import Timesteps, resolved, weight
@@ -122,7 +123,7 @@ class DiffusionLoss:
             extra=drawn.extra,
         )
         target = self.schedule.target(self.prediction, latents, noise, drawn.t)
-        prediction = self._host.denoiser(x_t, drawn.t, conditioning)
+        prediction = denoised(self._host.denoiser, x_t, drawn.t, conditioning)
         delta = scheduled_delta(drawn.t, self.schedule, self._config.huber_delta, self._config.huber_schedule)
         return loss_per_sample(prediction, target, self._config.loss, delta, mask)
 

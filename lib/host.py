@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from .control import Control
 
 # Each value is (B, ...): "text" (B, tokens, width), "pooled" (B, width) where the family has it, and whatever else the
-# host's text encoders give its denoiser. The core adds "sizes" (B, 6), float32 pixels: original width and height, crop
+# host's text encoders give its denoiser. "num_tokens" (B,), int64 on the CPU, is given where nothing can be added to a
+# caption's tokens (T5): "text" is then zeros behind them, and the core runs each length by itself. The core adds "sizes" (B, 6), float32 pixels: original width and height, crop
 # left and top, target width and height; and "guidance" (B,). A denoiser takes what its family needs.
 Conditioning = dict[str, Tensor]
 
@@ -41,7 +42,10 @@ class TextEncoder(Protocol):
         ...
 
     def encode(self, captions: Sequence[str]) -> Conditioning:
-        """Encode literally, padded to the longest of the batch in chunks; differentiable where gradients are on."""
+        """Encode literally, differentiable where gradients are on.
+
+        Padded to the longest of the batch in chunks; or with zeros, where `lengths.stacked` gives "num_tokens" too.
+        """
         ...
 
     def num_tokens(self, caption: str) -> int:

@@ -17,6 +17,7 @@ import torch
 
 from .checkpoints import TrainState
 from .config import RunConfig, checked, merge
+from .data.buckets import LATENT_STEP
 from .data.cache import LatentCache
 from .data.conditioner import Conditioner
 from .data.loader import Loader, Position
@@ -218,7 +219,7 @@ class _Data:
 def _data(host: Host, config: RunConfig, parent: Path, report: Report) -> Iterator[_Data]:
     data, caches = config.data, parent / ".atelier-cache"
     report("reads the data set")
-    scanned = scan(data, host.autoencoder.scale_px)
+    scanned = scan(data, host.autoencoder.scale_px * LATENT_STEP.get(host.family, 1))
     report(
         f"{len(scanned.samples)} pictures in {len({s.bucket for s in scanned.samples})} buckets; encodes what is new"
     )

@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 Size = tuple[int, int]
 
+# Sides of a latent that a denoiser takes: those of the transformers are cut into tokens of 2 x 2. U-Nets take any.
+LATENT_STEP = {"sd3": 2, "flux": 2}
+
 
 class Geometry(NamedTuple):
     """What was done to a picture: resized to `resized`, then the bucket was cut out at (`crop_left`, `crop_top`)."""

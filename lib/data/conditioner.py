@@ -1,8 +1,9 @@
 """Captions to conditioning: live where the text encoder is trained, otherwise each distinct caption encoded once.
 
 A caption is encoded alone, so its values depend on nothing but itself, and a batch is padded to its longest caption
-with the chunks of the empty caption, as the WebUI does. Tensors are kept in the dtype that they were encoded in: they
-are the same bits from the encoder, from memory and from disk.
+with the chunks of the empty caption, as the WebUI does; where the encoder gives "num_tokens" nothing can be added to a
+caption, and what is behind it is zeros that are never read (`lengths`). Tensors are kept in the dtype that they were
+encoded in: they are the same bits from the encoder, from memory and from disk.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..host import Conditioning, TextEncoder
+from ..lengths import NUM_TOKENS, stacked
 from .scan import Problem
 from .shards import Shards
 
@@ -46,11 +48,15 @@ class Conditioner:
     def __call__(self, captions: Sequence[str]) -> Conditioning:
         """Errors: `ValueError` when an encoding cannot be padded or is not finite."""
         if self._train_text:
-            return {name: t.to(self._device) for name, t in self._text_encoder.encode(captions).items()}
+            return self._placed(self._text_encoder.encode(captions))
         entries = [self._entry(caption) for caption in captions]
+        if NUM_TOKENS in entries[0]:
+            others = entries[0].keys() - {"text", NUM_TOKENS}
+            joined = {name: torch.cat([e[name] for e in entries]) for name in sorted(others)}
+            return self._placed({**joined, **stacked([e["text"] for e in entries])})
         longest = max(_num_tokens(e) for e in entries)
         padded = [e if _num_tokens(e) == longest else _pad(e, self._entry(""), longest) for e in entries]
-        return {name: torch.cat([e[name] for e in padded]).to(self._device) for name in padded[0]}
+        return self._placed({name: torch.cat([e[name] for e in padded]) for name in padded[0]})
 
     def prepare(
         self,
@@ -87,6 +93,10 @@ class Conditioner:
                 self._prepared.flush()
         return problems
 
+    def _placed(self, conditioning: Conditioning) -> Conditioning:
+        # the lengths stay on the CPU, where they are read
+        return {name: t if name == NUM_TOKENS else t.to(self._device) for name, t in conditioning.items()}
+
     def _entry(self, caption: str) -> Conditioning:
         if caption in self._recent:
             self._recent.move_to_end(caption)
@@ -121,14 +131,17 @@ def _num_tokens(entry: Conditioning) -> int:
 
 
 def _pad(entry: Conditioning, empty: Conditioning, num_tokens: int) -> Conditioning:
-    """The entry with every tensor that runs over its tokens, (1, tokens, ...), continued by those of `empty`."""
+    """The entry with every tensor that runs over its tokens, (1, tokens, ...), continued by those of `empty`.
+
+    "pooled" (1, width) never does, whatever its width.
+    """
     own, chunk = _num_tokens(entry), _num_tokens(empty)
     if (num_tokens - own) % chunk:
         raise ValueError(f"an encoding of {own} tokens cannot be padded to {num_tokens} in chunks of {chunk}")
 
-    def continued(tensor: Tensor, filler: Tensor) -> Tensor:
-        if tensor.ndim < 2 or tensor.shape[1] != own:
+    def continued(name: str, tensor: Tensor) -> Tensor:
+        if name == "pooled" or tensor.ndim < 2 or tensor.shape[1] != own:
             return tensor
-        return torch.cat([tensor] + [filler] * ((num_tokens - own) // chunk), dim=1)
+        return torch.cat([tensor] + [empty[name]] * ((num_tokens - own) // chunk), dim=1)
 
-    return {name: continued(tensor, empty[name]) for name, tensor in entry.items()}
+    return {name: continued(name, tensor) for name, tensor in entry.items()}

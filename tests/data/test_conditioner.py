@@ -4,6 +4,7 @@ import pytest
 import torch
 from sd_atelier.lib.data import shards
 from sd_atelier.lib.data.conditioner import Conditioner
+from sd_atelier.lib.lengths import stacked
 
 CAPTIONS = ["", "a cat", "a dog, " * 30, "one " * 160, "a cat"]
 WINDOW = 75
@@ -221,3 +222,43 @@ def test_lengths_that_chunks_cannot_fill_are_refused():
     conditioner = Conditioner(Odd(), None, "cpu", False)
     with pytest.raises(ValueError, match="77 tokens cannot be padded to 100 in chunks of 77"):
         conditioner(["", "a"])
+
+
+class FakeT5:
+    """A token for each word and no fewer than four; nothing may be added to a caption."""
+
+    key = "t5"
+
+    def num_tokens(self, caption):
+        return len(caption.split())
+
+    def encode(self, captions):
+        generator = torch.Generator().manual_seed(0)
+        table = torch.randn(300, 4, generator=generator)
+        ids = [[sum(map(ord, word)) % 290 for word in c.split()] for c in captions]
+        texts = [table[[*i, 299, *[298] * (3 - len(i))]][None].cumsum(1) for i in ids]
+        return {"pooled": torch.stack([t[0, :4].sum(0) for t in texts]), **stacked(texts)}
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_captions_that_cannot_be_filled_up_keep_their_lengths(tmp_path, folder):
+    captions = ["a cat", "a b c d e f", "", "a b c d e f g"]
+    expected = FakeT5().encode(captions)
+    assert expected["num_tokens"].tolist() == [4, 7, 4, 8]
+    conditioner = Conditioner(FakeT5(), tmp_path / "text" if folder else None, "cpu", False)
+    conditioner.prepare(captions)
+    for live in (conditioner, Conditioner(FakeT5(), None, "cpu", True)):
+        assert equal(live(captions), expected)
+
+
+def test_pooled_is_never_taken_for_tokens():
+    """Its width may be the number of tokens."""
+
+    class Text(FakeText):
+        def encode(self, captions):
+            text = super().encode(captions)["text"]
+            return {"text": text, "pooled": torch.ones(len(captions), 77)}
+
+    conditioning = Conditioner(Text(), None, "cpu", False)(["a cat", CAPTIONS[3]])
+    assert conditioning["text"].shape == (2, 231, 6)
+    assert conditioning["pooled"].shape == (2, 77)
