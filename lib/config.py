@@ -35,6 +35,7 @@ class ConceptConfig:
     repeats: int = setting(1, "how often each picture is shown in an epoch", min=1, max=10_000)
     weight: float = setting(1.0, "factor on the loss of these pictures", min=0.0, max=100.0)
     trigger: str = setting("", "word put in front of each caption unless it is already there")
+    append: str = setting("", "words put behind each caption unless it already ends with them")
     regularization: bool = setting(
         False, "pictures of the class rather than the subject: their loss is multiplied by data.prior_weight"
     )

@@ -72,6 +72,14 @@ def with_trigger(caption: str, trigger: str) -> str:
     return f"{trigger}, {caption}" if caption.strip() else trigger
 
 
+def with_ending(caption: str, ending: str) -> str:
+    """`caption` with `ending` behind it, unless it ends with these words in any case. Idempotent."""
+    ending, bare = ending.strip(" ,"), caption.rstrip(" ,")
+    if not ending or re.search(rf"(?<!\w){re.escape(ending)}$", bare, re.IGNORECASE):
+        return caption
+    return f"{bare}, {ending}" if bare else ending
+
+
 def split_tags(caption: str) -> list[str]:
     """The tags or sentences of a caption: split at commas and at dots that end a word, trimmed, empty ones left out.
 

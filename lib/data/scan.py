@@ -20,7 +20,7 @@ from threading import Lock
 
 from ..config import DataConfig
 from .buckets import bucket_sizes, nearest_bucket
-from .captions import CAPTION_SUFFIXES, find_caption, with_trigger
+from .captions import CAPTION_SUFFIXES, find_caption, with_ending, with_trigger
 from .headers import PictureError, extensions, printable, read_header
 from .pictures import check, check_size
 from .sample import Sample
@@ -104,7 +104,7 @@ def scan(data: DataConfig, latent_step_px: int = 8) -> Scan:
                 Sample(
                     name=_free(name, names),
                     path=path,
-                    caption=with_trigger(caption, concept.trigger),
+                    caption=with_ending(with_trigger(caption, concept.trigger), concept.append),
                     size=size,
                     bucket=nearest_bucket(size, sizes, data.bucket_upscale, step),
                     repeats=concept.repeats,

@@ -13,6 +13,7 @@ from sd_atelier.lib.data.captions import (
     find_caption,
     read_text,
     split_tags,
+    with_ending,
     with_trigger,
 )
 
@@ -156,6 +157,22 @@ def test_an_unreadable_caption_file_is_an_error_not_an_empty_caption(tmp_path):
 def test_the_trigger_is_put_in_front_once(caption, trigger, result):
     assert with_trigger(caption, trigger) == result
     assert with_trigger(result, trigger) == result
+
+
+@pytest.mark.parametrize(
+    ("caption", "ending", "result"),
+    [
+        ("a cat", "film grain", "a cat, film grain"),
+        ("a cat, Film Grain", "film grain", "a cat, Film Grain"),
+        ("a cat,", " film grain, ", "a cat, film grain"),
+        ("a bobcat", "cat", "a bobcat, cat"),
+        ("", "film grain", "film grain"),
+        ("a cat", "", "a cat"),
+    ],
+)
+def test_an_ending_is_put_behind_once(caption, ending, result):
+    assert with_ending(caption, ending) == result
+    assert with_ending(result, ending) == result
 
 
 @pytest.mark.parametrize(
