@@ -16,7 +16,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from .keys.family import Family
 from .network_keys import Layer, algorithm_of, family_of, layers_of
+from .registry import SPELLINGS
+
+_FOLDERS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 @dataclass(frozen=True)
@@ -95,29 +99,24 @@ def match_model(layers: Iterable[Layer], model_folder: Path | str) -> ModelMatch
     Errors: `ValueError` when the folder holds neither a U-Net or transformer nor a text encoder in safetensors.
     """
     folder = Path(model_folder)
-    parts = {"unet": "unet", "transformer": "transformer", "text_encoder": "te", "text_encoder_2": "te2"}
-    if (folder / "text_encoder_2").is_dir():
-        parts["text_encoder"] = "te1"
-    sizes: dict[str, tuple[int, int]] = {}
-    counts: dict[str, int] = {}
-    for subfolder, part in parts.items():
-        found = _model_layers(folder / subfolder)
-        if found:
-            counts[part] = len(found)
-        for name, size in found.items():
-            # transformers 5 dropped the level that files still carry
-            if part.startswith("te") and not name.startswith("text_model."):
-                name = "text_model." + name
-            flat = name.replace(".", "_")
-            sizes[f"lora_{part}_{flat}"] = sizes[f"{subfolder}_{flat}"] = size
-    if not sizes:
+    found = {name: _model_layers(folder / name) for name in _FOLDERS}
+    if not any(found.values()):
         raise ValueError(
             f"{folder} is not the folder of a model: it has no unet/*.safetensors, transformer/*.safetensors or "
             "text_encoder/*.safetensors"
         )
+    names: Family = SPELLINGS.get(_family_of_model(found))()  # type: ignore[operator]
+    counts: dict[str, int] = {}
+    sizes: dict[tuple[str, str], tuple[int, int]] = {}  # (part, flat split name) -> (outputs, inputs)
+    for part, subfolder in names.diffusers.items():
+        own = found[subfolder]
+        if own:
+            counts[part] = len(own)
+        names = names.fitted(part, own.keys())
+        sizes |= {(part, _flat(names.spelled_out(part, name))): size for name, size in own.items()}
     matched, wrong, unmatched = [], [], []
     for layer in layers:
-        size = sizes.get(layer.name.replace(".", "_"))
+        size = _size(names, sizes, layer.name)
         if size is None:
             unmatched.append(layer.name)
         elif None not in (layer.num_out, layer.num_in) and size != (layer.num_out, layer.num_in):
@@ -177,6 +176,30 @@ def _kind(layers: tuple[Layer, ...], shapes: Mapping[str, tuple[int, ...]]) -> s
     if shapes and set(shapes) <= {"emb_params", "clip_l", "clip_g", "t5xxl", "*"}:
         return "embedding"
     return "model" if sum(key.endswith(".weight") for key in shapes) > 20 else "unknown"
+
+
+def _family_of_model(found: Mapping[str, Mapping[str, tuple[int, int]]]) -> str:
+    """The family of a diffusers folder, by the names of its layers."""
+    if found["transformer"]:
+        flux = any(name.startswith("single_transformer_blocks.") for name in found["transformer"])
+        return "flux" if flux else "sd3"
+    return "sdxl" if found["text_encoder_2"] or "add_embedding.linear_1" in found["unet"] else "sd1"
+
+
+def _size(names: Family, sizes: Mapping[tuple[str, str], tuple[int, int]], name_in_file: str) -> tuple[int, int] | None:
+    """(outputs, inputs) of the layer of the model that a network's layer is for; None where the model lacks it."""
+    place = names.place_in_file(name_in_file)
+    if place is None:
+        return None
+    part, module_name = place
+    own = [sizes.get((part, _flat(split))) for split in names.held(part, module_name)]
+    known = [size for size in own if size is not None]
+    return (sum(size[0] for size in known), known[0][1]) if len(known) == len(own) else None
+
+
+def _flat(name: str) -> str:
+    # files flatten names, and a U-Net of an unusual shape has no table that would restore the dots
+    return name.replace(".", "_")
 
 
 def _model_layers(folder: Path) -> dict[str, tuple[int, int]]:

@@ -30,8 +30,10 @@ _BLOCK = re.compile(
     r"(?:down_blocks|up_blocks|input_blocks|output_blocks|double_blocks|single_blocks|joint_blocks|encoder_layers"
     r"|single_transformer_blocks|transformer_blocks)_\d+|mid_block|middle_block"
 )
-_PART = re.compile(r"(lora_unet|lora_te\d?|lora_transformer|unet|text_encoder(?:_\d)?|transformer)[._](.+)")
-_PARTS = {"text_encoder": "te", "text_encoder_2": "te2"}
+_PART = re.compile(
+    r"(lora_unet|lora_te\d?|lora_transformer|unet|text_encoder(?:_\d)?|transformer|diffusion_model)[._](.+)"
+)
+_PARTS = {"text_encoder": "te", "text_encoder_2": "te2", "text_encoder_3": "te3", "diffusion_model": "unet"}
 _WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 
 
@@ -52,7 +54,7 @@ class Layer:
 
     @property
     def part(self) -> str:
-        """unet, te, te1, te2 or transformer; empty where the name does not say."""
+        """unet, te, te1, te2, te3 or transformer; empty where the name does not say."""
         match = _PART.fullmatch(self.name)
         return _PARTS.get(match[1], match[1].removeprefix("lora_")) if match else ""
 
@@ -129,14 +131,19 @@ def family_of(layers: Iterable[Layer], metadata: Mapping[str, str]) -> tuple[str
     names = "\n".join(flat)
     for family, pattern in (
         ("flux", r"double_blocks_\d|single_blocks_\d|single_transformer_blocks_\d"),
-        ("sd3", r"joint_blocks_\d|add_q_proj|context_block"),
-        ("sdxl", r"lora_te2_|text_encoder_2_|input_blocks_\d|output_blocks_\d"),
+        ("sd3", r"joint_blocks_\d|add_q_proj|ff_context|context_block"),
     ):
         if re.search(pattern, names):
             return family, "names of its layers"
     for name, layer in flat.items():
         if re.search(r"attn2_to_[kv]$", name) and layer.num_in in _WIDTHS:
             return _WIDTHS[layer.num_in], f"text width {layer.num_in}"
+        if re.match(r"(lora_)?(transformer|unet)_transformer_blocks_\d+_attn_to_[qkv]$", name):
+            family = {1536: "sd3", 2432: "sd3", 3072: "flux"}.get(layer.num_in or 0)
+            if family:
+                return family, f"width {layer.num_in} of its attention"
+    if re.search(r"lora_te2_|text_encoder_2_|input_blocks_\d|output_blocks_\d", names):
+        return "sdxl", "names of its layers"
     for name, layer in flat.items():
         if re.search(r"self_attn_[qkv]_proj$", name) and layer.num_in in (768, 1024):
             return _WIDTHS[layer.num_in], f"text encoder width {layer.num_in}"

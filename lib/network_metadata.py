@@ -11,14 +11,27 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .config import RunConfig
+from .config import ObjectiveConfig, RunConfig
 from .data.captions import split_tags
 from .data.sample import Sample
+from .timesteps import resolved
 
 MAX_TAGS_PER_FOLDER = 2000
 
-_BASE_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2"}
-_ARCHITECTURES = {"sd1": "stable-diffusion-v1/lora", "sd2": "stable-diffusion-v2/lora"}
+# as sd-scripts writes them and the WebUI reads them ("sdxl_..."); sd-scripts gives only a size for Stable Diffusion 3
+_BASE_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0", "sd3": "sd3", "flux": "flux1"}
+_ARCHITECTURES = {
+    "sd1": "stable-diffusion-v1",
+    "sd2": "stable-diffusion-v2-512",
+    "sdxl": "stable-diffusion-xl-v1-base",
+    "sd3": "stable-diffusion-3",
+    "flux": "flux-1",
+}
+# whose names of layers the file has, in the words of the specification
+_IMPLEMENTATIONS = {
+    "sdxl": "https://github.com/Stability-AI/generative-models",
+    "flux": "https://github.com/black-forest-labs/flux",
+}
 
 
 def network_metadata(
@@ -32,7 +45,10 @@ def network_metadata(
     num_steps: int,
     created: str,
 ) -> dict[str, str]:
-    """What is the same for each checkpoint of a run. `created` (ISO 8601) is a fact of the run, not of the save."""
+    """What is the same for each checkpoint of a run. `created` (ISO 8601) is a fact of the run, not of the save.
+
+    `model_info["variant"]`, where a host knows it, is the model within its family: "medium", "5-large", "dev".
+    """
     counts: dict[str, Counter[str]] = {}
     folders: dict[str, dict[str, int]] = {}
     buckets: Counter[tuple[int, int]] = Counter()
@@ -92,18 +108,55 @@ def network_metadata(
         "ss_min_snr_gamma": str(config.objective.min_snr_gamma if config.objective.weighting == "min_snr" else None),
         "ss_debiased_estimation": str(config.objective.weighting == "debiased"),
         "ss_loss_type": config.objective.loss,
+        "ss_huber_schedule": config.objective.huber_schedule,
+        "ss_huber_c": str(config.objective.huber_delta),
+        "ss_huber_scale": "1.0",
+        **(_flow(config.objective, family) if prediction == "flow" else {}),
         **network,
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": _ARCHITECTURES.get(family, f"{family}/lora"),
-        "modelspec.implementation": "diffusers",
+        "modelspec.architecture": f"{_architecture(family, prediction, model_info.get('variant', ''))}/lora",
+        "modelspec.implementation": _IMPLEMENTATIONS.get(family, "diffusers"),
         "modelspec.title": config.name,
         "modelspec.date": created,
         "modelspec.resolution": f"{resolution}x{resolution}",
-        "modelspec.prediction_type": prediction,
     }
+    if prediction in ("epsilon", "v"):  # the specification knows no others
+        metadata["modelspec.prediction_type"] = prediction
     if triggers:
         metadata["modelspec.trigger_phrase"] = ", ".join(triggers)
     return metadata
+
+
+def _architecture(family: str, prediction: str, variant: str) -> str:
+    if family == "sd2" and prediction == "v":
+        return "stable-diffusion-v2-768-v"
+    name = _ARCHITECTURES.get(family, family)
+    return f"{name}-{variant}" if variant and family in ("sd3", "flux") else name
+
+
+def _flow(objective: ObjectiveConfig, family: str) -> dict[str, str]:
+    """What sd-scripts says of the timesteps of a flow model."""
+    objective = resolved(objective, family)
+    sampling = {"uniform": "uniform", "mode": "sigma"}.get(objective.timesteps, "sigmoid")
+    if sampling == "sigmoid" and objective.shift_by_resolution:
+        sampling = "flux_shift"
+    elif sampling == "sigmoid" and objective.timestep_shift != 1:
+        sampling = "shift"
+    # one name there for the distribution of t and for the weight
+    scheme = "cosmap" if objective.weighting == "cosmap" else "mode" if objective.timesteps == "mode" else "none"
+    if family == "sd3" and scheme == "none" and objective.timesteps == "logit_normal":
+        scheme = "logit_normal"
+    metadata = {
+        "ss_timestep_sampling": sampling,
+        "ss_discrete_flow_shift": str(objective.timestep_shift),
+        "ss_logit_mean": str(objective.logit_mean),
+        "ss_logit_std": str(objective.logit_std),
+        "ss_sigmoid_scale": str(objective.logit_std),
+        "ss_mode_scale": str(objective.mode_scale),
+        "ss_weighting_scheme": scheme,
+        "ss_model_prediction_type": "raw",
+    }
+    return metadata | ({"ss_guidance_scale": str(objective.guidance)} if family == "flux" else {})
 
 
 def checkpoint_metadata(run: Mapping[str, str], stem: str, step: int, epoch: int) -> dict[str, str]:

@@ -106,6 +106,11 @@ class Family:
             raise ValueError(f'"{original_name}" is no known original layer of the {part} of {self.title}')
         return names
 
+    def held(self, part: str, module_name: str) -> tuple[str, ...]:
+        """The split layers that a module in either spelling is, in order. Errors: as `place`."""
+        layer, split = self._found(part, module_name)
+        return split if layer.count == 1 else split[layer.index : layer.index + 1]
+
     def siblings(self, part: str, module_name: str) -> tuple[str, ...]:
         """The split layers that together are the canonical layer of a module, in order. Errors: as `place`."""
         layer, split = self._found(part, module_name)
