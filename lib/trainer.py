@@ -291,7 +291,7 @@ class Trainer:
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.config.save.dtype]
         self.run.save(
             self.state(),
-            self.trainable.export(weights, dtype),
+            self.trainable.export(weights, dtype, self.config.save.names),
             lambda stem: self.metadata(stem, self.step, self._position.epoch),
             keep_last=self.config.save.keep_last,
             pins=self.config.save.pins,

@@ -71,7 +71,7 @@ class Family:
             if name.startswith(prefix):
                 rest = name.removeprefix(prefix)
                 found = self._dotted(part, rest) if prefix in flat else self.spelled_out(part, rest)
-                return (part, found) if found is not None and self._has(part, found) else None
+                return (part, found) if found is not None and self._look_up(part, found) else None
         return None
 
     def file_name(self, part: str, module_name: str) -> str:
@@ -152,22 +152,19 @@ class Family:
         """The module name that a file's name without its prefix stands for; None if unknown."""
         return self.tables[part].dotted(flat)
 
-    def _has(self, part: str, name: str) -> bool:
-        table = self.tables[part]
-        return table.original(name) is not None or table.split(name) is not None
-
     def _found(self, part: str, module_name: str) -> tuple[Original, tuple[str, ...]]:
-        """The original layer that a module is or is a slice of, and all that it is split into."""
         self._check(part)
-        name = self.spelled_out(part, module_name)
-        table = self.tables[part]
-        original = table.original(name)
-        if original is not None:
-            return original, self.split_names(part, original.name)
-        split = table.split(name)
-        if split is None:
+        found = self._look_up(part, self.spelled_out(part, module_name))
+        if found is None:
             raise ValueError(f'"{module_name}" is no known layer of the {part} of {self.title}')
-        return Original(name), split
+        return found
+
+    def _look_up(self, part: str, name: str) -> tuple[Original, tuple[str, ...]] | None:
+        """The original layer that a module is or is a slice of, and all that it is split into."""
+        table = self.tables[part]
+        original = table.original(name) or Original(name)
+        split = table.split(original.name)
+        return None if split is None else (original, split)
 
     def _check(self, part: str) -> None:
         if part not in self.prefixes:

@@ -27,11 +27,11 @@ class StableDiffusion(UnetFamily):
     kinds: ClassVar[dict[str, dict[str, str]]] = {"unet": KINDS, "te": CLIP_KINDS}
     kohya_is_original = False
 
-    def _found(self, part: str, module_name: str) -> tuple[Original, tuple[str, ...]]:
+    def _look_up(self, part: str, name: str) -> tuple[Original, tuple[str, ...]] | None:
         # kohya's name is the module's own, so that a U-Net of any shape has it without a table
-        if part == "unet" and _SPLIT.fullmatch(module_name):
-            return Original(module_name), (module_name,)
-        return super()._found(part, module_name)
+        if part == "unet" and _SPLIT.fullmatch(name):
+            return Original(name), (name,)
+        return super()._look_up(part, name)
 
     def _dotted(self, part: str, flat: str) -> str | None:
         return super()._dotted(part, flat) or (flat if part == "unet" and _SPLIT.fullmatch(flat) else None)
