@@ -16,13 +16,14 @@ from typing import Any
 import torch
 
 from .checkpoints import TrainState
-from .config import RunConfig, checked, merge
+from .config import DataConfig, RunConfig, checked, merge
 from .data.buckets import LATENT_STEP
 from .data.cache import LatentCache
 from .data.conditioner import Conditioner
+from .data.given import Given, GivenText
 from .data.loader import Loader, Position
 from .data.sample import Sample
-from .data.scan import counts, scan
+from .data.scan import Problem, counts, scan
 from .diffusion_loss import DiffusionLoss
 from .ema import Ema
 from .fingerprint import Rows, fingerprint
@@ -80,13 +81,16 @@ def _trains() -> Iterator[None]:
 
 
 @contextmanager
-def start(host: Host, config: RunConfig, parent: Path, report: Report = lambda text: None) -> Iterator[Prepared]:
+def start(
+    host: Host, config: RunConfig, parent: Path, report: Report = lambda text: None, given: Given | None = None
+) -> Iterator[Prepared]:
     """A new run in a new folder below `parent`. `report` gets a sentence for each phase.
 
+    `given` is a data set that the host has encoded already; data.concepts then only say which sample is whose.
     Errors: `ValueError` for settings, data or a model that do not fit together.
     """
     config = check_settings(config)
-    with _trains(), _data(host, config, parent, report) as data:
+    with _trains(), _data(host, config, parent, report, given) as data:
         plan = _plan(host, config, data, 0, Position())
         run = RunFolder.create(parent, config.name, config, **_identity(host, data))
         with run.owner():
@@ -96,7 +100,11 @@ def start(host: Host, config: RunConfig, parent: Path, report: Report = lambda t
 
 @contextmanager
 def resume(
-    host: Host, folder: Path, changes: dict[str, Any] | None = None, report: Report = lambda text: None
+    host: Host,
+    folder: Path,
+    changes: dict[str, Any] | None = None,
+    report: Report = lambda text: None,
+    given: Given | None = None,
 ) -> Iterator[Prepared]:
     """Go on with a run from its newest whole checkpoint, bit for bit.
 
@@ -105,7 +113,7 @@ def resume(
     """
     run = RunFolder.open(folder)
     config = check_settings(merge(run.config, changes or {}))
-    with _trains(), run.owner(), _data(host, config, run.path.parent, report) as data:
+    with _trains(), run.owner(), _data(host, config, run.path.parent, report, given) as data:
         notes = run.resume(config, **_identity(host, data))
         if run.checkpoints.has_any():
             state, _, damaged = run.load()
@@ -131,6 +139,7 @@ def fork(
     changes: dict[str, Any],
     parent: Path,
     report: Report = lambda text: None,
+    given: Given | None = None,
 ) -> Iterator[Prepared]:
     """A new run that goes on from a checkpoint of another (its newest if `step` is None), with changed settings.
 
@@ -145,7 +154,7 @@ def fork(
             "optimizer.name cannot change"
         )
     state, _, notes = old.load(step)
-    with _trains(), _data(host, config, parent, report) as data:
+    with _trains(), _data(host, config, parent, report, given) as data:
         position, loop = _position(state), old.config.loop
         if old.description["data"] == data.cache.manifest:
             position = data.loader.replan(
@@ -216,36 +225,22 @@ class _Data:
 
 
 @contextmanager
-def _data(host: Host, config: RunConfig, parent: Path, report: Report) -> Iterator[_Data]:
-    data, caches = config.data, parent / ".atelier-cache"
-    report("reads the data set")
-    scanned = scan(data, host.autoencoder.scale_px * LATENT_STEP.get(host.family, 1))
-    report(
-        f"{len(scanned.samples)} pictures in {len({s.bucket for s in scanned.samples})} buckets; encodes what is new"
-    )
-    cache, problems = LatentCache.build(
-        caches / "latents",
-        scanned.samples,
-        host.autoencoder,
-        device=host.device,
-        flip=data.flip,
-        alpha_mask=data.alpha_mask,
-        max_megapixels=data.max_megapixels,
-        on_progress=lambda done, total: report(f"encoded {done} of {total}") if _tenth(done, total) else None,
-        stop_requested=host.stop_requested,
-    )
-    if not cache.complete:
-        raise StoppedError("stopped while the pictures were encoded; what is encoded is kept")
+def _data(host: Host, config: RunConfig, parent: Path, report: Report, given: Given | None) -> Iterator[_Data]:
+    data, text_folder = config.data, parent / ".atelier-cache" / "text"
+    if given is not None:
+        cache, conditioner, problems = _given(host, config, given)
+    else:
+        cache, problems = _encoded(host, data, parent / ".atelier-cache" / "latents", report)
+        conditioner = Conditioner(host.text, text_folder, host.device, config.trainable.text_encoder)
     samples = list(cache.samples)
-    train_text = config.trainable.text_encoder
-    conditioner = Conditioner(host.text, caches / "text", host.device, train_text)
     constant = not (data.shuffle_tags or data.tag_dropout)
-    if not train_text and constant:
+    if not config.trainable.text_encoder and constant:
         report("encodes the captions")
         problems += conditioner.prepare([s.caption for s in samples], stop_requested=host.stop_requested)
     # the scan and the cache see some of the same things
-    notes = list(dict.fromkeys(str(problem) for problem in (*scanned.problems, *problems)))
-    notes += _long_captions(host, samples, data.max_token_chunks)
+    notes = list(dict.fromkeys(map(str, problems)))
+    if given is None:
+        notes += _long_captions(host, samples, data.max_token_chunks)
     loader = Loader(
         samples,
         cache,
@@ -258,6 +253,43 @@ def _data(host: Host, config: RunConfig, parent: Path, report: Report) -> Iterat
         yield _Data(samples, cache, conditioner, loader, notes)
     finally:
         loader.close()
+
+
+def _encoded(host: Host, data: DataConfig, folder: Path, report: Report) -> tuple[LatentCache, list[Problem]]:
+    report("reads the data set")
+    scanned = scan(data, host.autoencoder.scale_px * LATENT_STEP.get(host.family, 1))
+    report(
+        f"{len(scanned.samples)} pictures in {len({s.bucket for s in scanned.samples})} buckets; encodes what is new"
+    )
+    cache, problems = LatentCache.build(
+        folder,
+        scanned.samples,
+        host.autoencoder,
+        device=host.device,
+        flip=data.flip,
+        alpha_mask=data.alpha_mask,
+        max_megapixels=data.max_megapixels,
+        on_progress=lambda done, total: report(f"encoded {done} of {total}") if _tenth(done, total) else None,
+        stop_requested=host.stop_requested,
+    )
+    if not cache.complete:
+        raise StoppedError("stopped while the pictures were encoded; what is encoded is kept")
+    return cache, [*scanned.problems, *problems]
+
+
+def _given(host: Host, config: RunConfig, given: Given) -> tuple[LatentCache, Conditioner, list[Problem]]:
+    """What the host has encoded. Errors: `ValueError` for settings that would need the pictures or the texts."""
+    data, needs = config.data, "needs {}, and this data set was given as latents and conditionings"
+    for name, wanted, what in (
+        ("data.shuffle_tags", data.shuffle_tags, "the captions' text"),
+        ("data.tag_dropout", data.tag_dropout > 0, "the captions' text"),
+        ("data.flip", data.flip, "the pictures"),
+        ("trainable.text_encoder", config.trainable.text_encoder, "the captions' text"),
+    ):
+        if wanted:
+            raise ValueError(f"{name} {needs.format(what)}; turn it off, or train from a folder of pictures")
+    text = GivenText(given, host.text)
+    return LatentCache.from_latents(given.entries), Conditioner(text, None, host.device, False), []
 
 
 def _tenth(done: int, total: int) -> bool:
