@@ -41,7 +41,7 @@ A file imports its own layer and below; tests/test_layers.py reads the imports a
         report.py        the report page of a run
         checkpoints.py   the network and the full training state, each with its SHA-256
         run_folder.py    where one run keeps everything: settings, owner, resume, fork
-        strip.py         checkpoint strips: composition and labels
+        strip/           checkpoint strips: which checkpoints, cells, metrics, pages
         inspection.py    what a network file is, and what of a model it matches
         previews.py      pictures at fixed seeds from the model as it is trained
         network_metadata.py  what a published network says of itself

@@ -91,7 +91,7 @@ def write_bytes(path: Path | str, data: bytes, *, verify: bool = False) -> str:
     Errors: `DiskFullError`; `FileLockedError` when the name could not be taken in 5 s; `OSError`. After each of them
     the file that had the name is as it was (after a failed flush of the folder it may be the new one, whole).
     """
-    return _write_chunks(Path(path), [data], verify)
+    return write_chunks(Path(path), [data], verify)
 
 
 def append_bytes(path: Path | str, data: bytes, at: int) -> None:
@@ -149,7 +149,7 @@ def write_safetensors(
     The bytes depend on names, values and metadata only, never on their order. Returns and raises as `write_bytes`.
     Errors also: `ValueError` for metadata that is not text and for a dtype that the format lacks.
     """
-    return _write_chunks(Path(path), _safetensors_chunks(tensors, metadata or {}), verify)
+    return write_chunks(Path(path), _safetensors_chunks(tensors, metadata or {}), verify)
 
 
 def read_safetensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -286,7 +286,9 @@ def _write_all(descriptor: int, data: Any) -> None:
         view = view[_write(descriptor, view) :]  # the system may take less than all of it
 
 
-def _write_chunks(path: Path, chunks: Iterable[Any], verify: bool) -> str:
+def write_chunks(path: Path | str, chunks: Iterable[Any], verify: bool = False) -> str:
+    """Write what `chunks` gives, one after the other, durably. Returns and raises as `write_bytes`."""
+    path = Path(path)
     digest = hashlib.sha256()
     # independent of the final name, which may already be as long as the file system allows
     part = path.with_name(f".atelier-{os.getpid()}-{secrets.token_hex(6)}.part")

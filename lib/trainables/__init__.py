@@ -44,6 +44,10 @@ class Trainable(Protocol):
         """The model as it was, inside."""
         ...
 
+    def scaled(self, strength: float) -> AbstractContextManager[None]:
+        """The network so many times as strong, inside."""
+        ...
+
     def export(self, values: Mapping[str, Tensor], dtype: torch.dtype, names: str = "family") -> dict[str, Tensor]:
         """The tensors of the published file, on the CPU, from parameter values. `names`: as `save.names`."""
         ...

@@ -56,6 +56,7 @@ class Lora:
         self._parameters: dict[str, nn.Parameter] = {}
         self._moment: tuple[int, int] | None = None
         self._enabled = True
+        self._strength = 1.0
 
     def prepare(self, host: Host) -> None:
         """Choose layers of the host's model and make their parameters on its device.
@@ -106,7 +107,8 @@ class Lora:
         down, up = self._pair(name)
         # the whole of up is the parameter itself, so that autograd need not fill a gradient with zeros around rows
         whole = len(self._targets[name].layer.members) == 1 and not member.swapped
-        return Branch(down, up if whole else member.own(up), self._scale(name), self._masks.get(name))
+        scale = self._strength * self._scale(name)
+        return Branch(down, up if whole else member.own(up), scale, self._masks.get(name))
 
     @contextmanager
     def training(self, step: int, micro: int) -> Iterator[None]:
@@ -125,6 +127,15 @@ class Lora:
             yield
         finally:
             self._enabled = before
+
+    @contextmanager
+    def scaled(self, strength: float) -> Iterator[None]:
+        """The network so many times as strong, inside."""
+        before, self._strength = self._strength, strength
+        try:
+            yield
+        finally:
+            self._strength = before
 
     def export(self, values: Mapping[str, Tensor], dtype: torch.dtype, names: str = "family") -> dict[str, Tensor]:
         """The file's tensors, on the CPU, from parameter values by name (the live ones, or averaged ones).

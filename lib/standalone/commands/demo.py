@@ -15,6 +15,7 @@ from ...manifest import DamagedError, read_manifest, write_manifest
 from ...preparation import start
 from ...previews import requests
 from ...report import write_report
+from ...strip.render import rows_of
 from ..demo.pictures import TRIGGER, draw_dataset
 from ..demo.pretraining import LOGIT_MEAN, LOGIT_STD, SIDE_PX, Recipe, Watch, build_model
 from ..host import StandaloneHost
@@ -79,7 +80,7 @@ def demonstrate(output: Path, num_steps: int = NUM_STEPS, recipe: Recipe = Recip
             strip = None
             if outcome.reason == "finished":
                 terminal.say("draws the strip")
-                strip = make_strip(host, prepared.run, requests(config.preview, SIDE_PX))
+                strip = make_strip(host, prepared.run, rows_of(requests(config.preview, SIDE_PX)))
     folder = prepared.run.path
     report = write_report(folder)
     print(f"{outcome.reason} at step {outcome.step}")

@@ -7,8 +7,9 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -18,9 +19,13 @@ from ...frozen import attached
 from ...host import Host, SampleRequest
 from ...preparation import base_of
 from ...previews import requests
+from ...records import read_probe
 from ...registry import ALGORITHMS
 from ...run_folder import RunFolder
-from ...strip import Cell, CellStore, cell_key, compose
+from ...strip.cells import Cell, CellStore
+from ...strip.names import selected
+from ...strip.publish import compose
+from ...strip.render import Column, Paint, Row, render, rows_of
 from ...trainables import Trainable
 from ..progress import StopRequest, Terminal
 from .train import add_model_arguments, load_host
@@ -40,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--negative", help="negative prompt")
     parser.add_argument("--seed", type=int, help="seed of the first row; the next has the next")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[], help="a row for each of these seeds and each prompt"
+    )
+    parser.add_argument(
+        "--strength", type=float, nargs="+", default=[], help="a row for each strength of the network (1 if left out)"
+    )
     parser.add_argument("--steps", type=int, help="sampling steps")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance scale")
     parser.add_argument("--width", type=int, help="width in pixels; the training resolution if left out")
@@ -75,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
     stop = StopRequest(terminal)
     with stop.listening():
         host = load_host(args, config, args.dtype, terminal, stop)
-        path = make_strip(host, folder, requests(preview, config.data.resolution), every=args.every, say=terminal.say)
+        rows = rows_of(requests(preview, config.data.resolution), args.seeds, args.strength)
+        path = make_strip(host, folder, rows, every=args.every, say=terminal.say)
     if path is None:
         return 3
     print(path)
@@ -85,71 +97,94 @@ def run(args: argparse.Namespace) -> int:
 def make_strip(
     host: Host,
     run: RunFolder,
-    rows: Sequence[SampleRequest],
+    rows: Sequence[Row],
     *,
     every: int = 1,
     say: Callable[[str], None] = lambda text: None,
 ) -> Path | None:
-    """Write strip.png and strip.json into the run folder; None when the host asked to stop.
+    """Write strip.png, strip.json and strip.html into the run folder; None when the host asked to stop.
 
     Each network is loaded once; cells that are finished already are not made again.
     """
-    networks = list(run.checkpoints.networks().items())[::-1][::every][::-1]
+    networks = run.checkpoints.networks()
     if not networks:
         raise ValueError(f"{run.path} has no checkpoint yet")
+    steps = selected(list(networks), every=every, steps=list(networks))
     config = run.config
     trainable: Trainable = ALGORITHMS.get(config.trainable.algorithm)(config.trainable, config.loop.seed)  # type: ignore[operator]
     trainable.prepare(host)
-    store = CellStore(run.path / "cells")
-    base_key = hashlib.sha256(json.dumps(base_of(host), sort_keys=True).encode()).hexdigest()
-    columns: list[tuple[str, Path | None]] = [(BASE, None), *((path.stem, path) for _, path in networks)]
-    stopped = False
+    base = hashlib.sha256(json.dumps(base_of(host), sort_keys=True).encode()).hexdigest()
+    columns = [Column(BASE, None, base)]
+    columns += [Column(networks[s].stem, networks[s], base + sha256_of(networks[s])) for s in steps]
 
-    def cells() -> Iterator[Cell]:
-        nonlocal stopped
-        for column, (label, path) in enumerate(columns):
-            network_key = "" if path is None else sha256_of(path)
-            keys = [cell_key(base_key + network_key, row, host=host.name, **_sampling(host)) for row in rows]
-            missing = [row for row, key in enumerate(keys) if store.get(key) is None]
-            if missing and path is not None:
-                trainable.restore(read_safetensors(path)[0])
-            for row, key in enumerate(keys):
-                image = store.get(key)
-                if image is None:
-                    if host.stop_requested():
-                        stopped = True
-                        return
-                    say(f"{label}, row {row + 1} of {len(rows)}")
-                    image = _picture(host, trainable, rows[row], on=path is not None)
-                    store.put(key, image, {"column": label, "prompt": rows[row].prompt, "seed": rows[row].seed})
-                yield Cell(column, row, image, key, f"cells/{key}.png")
+    def tell(cell: Cell, done: int, total: int) -> None:
+        say(f"{columns[cell.column].label}, {done} of {total}" + (f": {cell.error}" if cell.error else ""))
 
     roots = [root for part, root in host.parts.items() if part == "unet" or config.trainable.text_encoder]
     with ExitStack() as stack:
         stack.enter_context(host.training(host.compute_dtype, False))
-        stack.enter_context(attached(roots, host.weight_of, trainable.branch_of))
-        compose(
-            [label for label, _ in columns],
-            [f"{row.prompt}\nseed {row.seed}" for row in rows],
-            cells(),
-            run.path / "strip.png",
-            title=run.path.name,
-            note=f"{rows[0].steps} steps, guidance {rows[0].guidance:g}, {rows[0].width} x {rows[0].height} px",
-            metadata={"model": host.model_info.get("name", ""), "requests": json.dumps([vars(r) for r in rows])},
-        )
-    return None if stopped else run.path / "strip.png"
+        stack.enter_context(attached(roots, host.weight_of, trainable.branch_of, host.used))
+        painter = _Painter(host, trainable)
+        store = CellStore(run.path / "cells")
+        rendered = render(columns, rows, painter, store, on_cell=tell, stop_requested=host.stop_requested)
+    request = rows[0].request
+    if not rendered.cells:
+        return None
+    compose(
+        [column.label for column in columns],
+        [row.label for row in rows],
+        rendered.cells,
+        run.path / "strip.png",
+        title=run.path.name,
+        note=f"{request.steps} steps, guidance {request.guidance:g}, {request.width} x {request.height} px",
+        metadata={
+            "model": host.model_info.get("name", ""),
+            "requests": json.dumps([dataclasses.asdict(row) for row in rows]),
+        },
+        base=0,
+        controlled=_controlled(run, steps),
+    )
+    return None if rendered.stopped else run.path / "strip.png"
 
 
-def _picture(host: Host, trainable: Trainable, request: SampleRequest, *, on: bool) -> Image.Image:
-    if on:
-        return host.sampler(request)
-    with trainable.off():
-        return host.sampler(request)
+class _Painter:
+    """Swaps the networks of one run in and out of the loaded model."""
+
+    def __init__(self, host: Host, trainable: Trainable) -> None:
+        self._host, self._trainable = host, trainable
+        # what a request does not say and a picture depends on
+        self.settings: dict[str, Any] = {
+            "host": host.name,
+            "dtype": str(host.compute_dtype),
+            "text": host.text.key,
+            "autoencoder": host.autoencoder.key,
+        }
+
+    @contextmanager
+    def ready(self, column: Column) -> Iterator[Paint]:
+        if column.source is None:
+            with self._trainable.off():
+                yield lambda request, strength: self._host.sampler(request)
+            return
+        tensors = read_safetensors(column.source)[0]
+
+        def paint(request: SampleRequest, strength: float) -> Image.Image:
+            with self._trainable.scaled(strength):
+                return self._host.sampler(request)
+
+        self._trainable.restore(tensors)
+        yield paint
 
 
-def _sampling(host: Host) -> dict[str, str]:
-    """What a request does not say and a picture depends on."""
-    return {"dtype": str(host.compute_dtype), "text": host.text.key, "autoencoder": host.autoencoder.key}
+def _controlled(run: RunFolder, steps: Sequence[int]) -> dict[int, float]:
+    """Column -> the controlled loss of its step against the base, where the run measured it."""
+    probe = read_probe(run.path / "probe.csv")
+    found = {}
+    for column, step in enumerate(steps, start=1):
+        at = probe["step"] == step
+        if at.any():
+            found[column] = float(probe["loss"][at].mean() / probe["loss_base"][at].mean() - 1)
+    return found
 
 
 def _triggers(run: RunFolder) -> tuple[str, ...]:
