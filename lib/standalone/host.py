@@ -1,11 +1,8 @@
-"""The standalone host: a Stable Diffusion 1.x or 2.x pipeline loaded with diffusers."""
+"""The standalone host: a pipeline of Stable Diffusion 1.x, 2.x, XL, 3 or 3.5, or Flux, loaded with diffusers."""
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -14,59 +11,65 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..control import Control
-from ..fingerprint import fingerprint
+from ..data.buckets import LATENT_STEP
 from ..frozen import plain_weight, stays
 from ..host import Conditioning, Progress, SampleRequest
+from ..lengths import denoised
 from ..recompute import recomputed
+from . import text
+from .denoisers import DENOISERS
+from .sampling import sample
 
 _PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
-_RECOMPUTED = ("ResnetBlock2D", "BasicTransformerBlock")
+_RECOMPUTED = (
+    "ResnetBlock2D",
+    "BasicTransformerBlock",
+    "JointTransformerBlock",
+    "FluxTransformerBlock",
+    "FluxSingleTransformerBlock",
+)
+# part -> its name in a pipeline; T5 is the third everywhere, as its files count it
+_ENCODERS = {
+    "sd1": {"te": ""},
+    "sd2": {"te": ""},
+    "sdxl": {"te1": "", "te2": "_2"},
+    "sd3": {"te1": "", "te2": "_2", "te3": "_3"},
+    "flux": {"te1": "", "te3": "_2"},
+}
+# ComfyUI fills T5 up to these
+_T5_TOKENS = {"sd3": 77, "flux": 256}
 
 
-def _key(modules: Iterable[nn.Module], *facts: object) -> str:
-    """A short hash of what modules compute: 16 values of each tensor, and further facts."""
-    values = [fingerprint(module.state_dict().items()) for module in modules]
-    return hashlib.sha256(repr((values, facts)).encode()).hexdigest()[:16]
+def family_of(pipeline: Any) -> str:
+    """The family of a pipeline, told from its denoiser."""
+    if hasattr(pipeline, "unet"):
+        config = pipeline.unet.config
+        if config.addition_embed_type == "text_time":
+            return "sdxl"
+        return "sd2" if config.cross_attention_dim == 1024 else "sd1"
+    return "flux" if "Flux" in type(pipeline.transformer).__name__ else "sd3"
 
 
-class StandaloneText:
-    """A CLIP tokenizer and text encoder: literal captions, in chunks of 75 tokens."""
-
-    def __init__(self, tokenizer: Any, encoder: Any, clip_skip: int, max_chunks: int) -> None:
-        self._tokenizer, self._encoder = tokenizer, encoder
-        self._clip_skip, self._max_chunks = clip_skip, max_chunks
-        # the tokenizer may not know it: its own limit is in a file of its folder that is often left out
-        self._window = encoder.config.max_position_embeddings - 2
-        self.dtype = next(encoder.parameters()).dtype
-
-    @property
-    def key(self) -> str:
-        vocabulary = hashlib.sha256(repr(sorted(self._tokenizer.get_vocab().items())).encode()).hexdigest()
-        return _key([self._encoder], vocabulary, self._clip_skip, self._max_chunks, str(self.dtype))
-
-    def _ids(self, caption: str) -> list[int]:
-        return self._tokenizer(caption, add_special_tokens=False, truncation=False, verbose=False).input_ids
-
-    def num_tokens(self, caption: str) -> int:
-        return len(self._ids(caption))
-
-    def encode(self, captions: Sequence[str]) -> Conditioning:
-        tokenizer, window = self._tokenizer, self._window
-        ids = [self._ids(caption)[: window * self._max_chunks] for caption in captions]
-        num_chunks = max(1, *(-(-len(i) // window) for i in ids)) if ids else 1
-        rows = []
-        for caption_ids in ids:
-            for c in range(num_chunks):
-                chunk = caption_ids[c * window : (c + 1) * window]
-                padding = [tokenizer.pad_token_id] * (window - len(chunk))
-                rows.append([tokenizer.bos_token_id, *chunk, tokenizer.eos_token_id, *padding])
-        device = next(self._encoder.parameters()).device
-        output = self._encoder(torch.tensor(rows, device=device), output_hidden_states=self._clip_skip > 1)
-        hidden = output.last_hidden_state
-        if self._clip_skip > 1:
-            norm: Any = getattr(self._encoder, "text_model", self._encoder).final_layer_norm
-            hidden = norm(output.hidden_states[-self._clip_skip])
-        return {"text": hidden.reshape(len(captions), -1, hidden.shape[-1])}
+def _text_of(pipeline: Any, family: str, clip_skip: int, max_chunks: int) -> tuple[text.StandaloneText, dict[str, Any]]:
+    """The text encoders together, and each by its part."""
+    found = {
+        part: (getattr(pipeline, f"tokenizer{end}"), getattr(pipeline, f"text_encoder{end}"))
+        for part, end in _ENCODERS[family].items()
+    }
+    models = {part: model for part, (_, model) in found.items() if model is not None}
+    t5 = text.T5(*found["te3"], min_tokens=_T5_TOKENS[family]) if "te3" in models else None
+    if family in ("sd1", "sd2"):
+        return text.of_sd(text.Clip(*found["te"], layer=clip_skip), max_chunks), models
+    if family == "flux":
+        if clip_skip > 1:
+            raise ValueError(f"clip skip changes nothing for Flux, which reads CLIP's pooled output; got {clip_skip}")
+        assert t5 is not None
+        return text.of_flux(text.Clip(*found["te1"]), t5, max_chunks), models
+    # these families read the second layer from the last, without the final norm
+    clips = (text.Clip(*found[part], layer=max(2, clip_skip), normed=False) for part in ("te1", "te2"))
+    if family == "sdxl":
+        return text.of_sdxl(*clips, max_chunks), models
+    return text.of_sd3(*clips, t5, pipeline.transformer.config.joint_attention_dim, max_chunks), models
 
 
 class StandaloneAutoencoder:
@@ -75,12 +78,13 @@ class StandaloneAutoencoder:
     def __init__(self, vae: Any) -> None:
         self._vae = vae
         self.scale_px = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.num_channels: int = vae.config.latent_channels
         self._scale = vae.config.scaling_factor
         self._shift = getattr(vae.config, "shift_factor", None) or 0.0
 
     @property
     def key(self) -> str:
-        return _key([self._vae], self._scale, self._shift, str(self._vae.dtype))
+        return text.key_of([self._vae], self._scale, self._shift, str(self._vae.dtype))
 
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> Tensor:
@@ -93,8 +97,19 @@ class StandaloneAutoencoder:
         return self._vae.decode(latents).sample.float().clamp(-1, 1)
 
 
+def _objective(scheduler: Any) -> tuple[str, Tensor | None]:
+    """What the model predicts, and alphas_cumprod, (T,) float32, or None for flow."""
+    from diffusers import DDPMScheduler
+
+    if "FlowMatch" in type(scheduler).__name__:
+        return "flow", None
+    # in training the last step may be pure noise, which some samplers round off
+    training: Any = DDPMScheduler.from_config(scheduler.config)
+    return _PREDICTIONS[training.config.prediction_type], training.alphas_cumprod.float().cpu()
+
+
 class StandaloneHost:
-    """A loaded diffusers pipeline as the core's host."""
+    """A loaded diffusers pipeline as the core's host. Its text encoders may stay on a device of their own."""
 
     name = "standalone"
 
@@ -104,30 +119,30 @@ class StandaloneHost:
         *,
         model_info: dict[str, str],
         device: torch.device,
+        text_device: torch.device | None = None,
         clip_skip: int = 1,
         max_token_chunks: int = 3,
         on_progress: Callable[[Progress], None] = lambda progress: None,
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
-        from diffusers import DDPMScheduler
-
         self.device = device
-        self._unet, self._scheduler = pipeline.unet, pipeline.scheduler
+        self.family = family_of(pipeline)
+        self._scheduler = pipeline.scheduler
+        self._model = pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
         # convolutions and the flips around transformer blocks are fastest with the channels last
-        self._unet.to(device, memory_format=torch.channels_last)
-        pipeline.text_encoder.to(device)
+        self._format = torch.channels_last if hasattr(pipeline, "unet") else torch.contiguous_format
+        self._model.to(device, memory_format=self._format)
+        self.text, encoders = _text_of(pipeline, self.family, clip_skip, max_token_chunks)
+        for encoder in encoders.values():
+            encoder.to(text_device or device)
         pipeline.vae.to(device)
-        self.family = "sd1" if self._unet.config.cross_attention_dim != 1024 else "sd2"
-        training_scheduler: Any = DDPMScheduler.from_config(self._scheduler.config)
-        self.prediction = _PREDICTIONS[training_scheduler.config.prediction_type]
-        self.alphas_cumprod: Tensor | None = training_scheduler.alphas_cumprod.float().cpu()
-        self.compute_dtype = self._dtype = self._unet.dtype
-        self.parts: dict[str, nn.Module] = {"unet": self._unet, "te": pipeline.text_encoder}
-        self.text = StandaloneText(pipeline.tokenizer, pipeline.text_encoder, clip_skip, max_token_chunks)
+        self.prediction, self.alphas_cumprod = _objective(pipeline.scheduler)
+        self.compute_dtype = self._dtype = self._model.dtype
+        self.parts: dict[str, nn.Module] = {"unet": self._model, **encoders}
         self.autoencoder = StandaloneAutoencoder(pipeline.vae)
         self.sampler = self._sample
         self.model_info = {**model_info, "clip_skip": str(clip_skip), "prediction": self.prediction}
-        self._modules = (self._unet, pipeline.text_encoder, pipeline.vae)
+        self._modules = (*self.parts.values(), pipeline.vae)
         self.control = Control()
         self._on_progress, self._stop_requested = on_progress, stop_requested
 
@@ -142,11 +157,12 @@ class StandaloneHost:
             with ExitStack() as stack:
                 stack.enter_context(torch.inference_mode(False))
                 stack.enter_context(torch.enable_grad())
+                stack.enter_context(self.text.training())
                 for module in self._modules:
                     module.eval().requires_grad_(False)
                 self._dtype = compute_dtype
                 if block_checkpointing:
-                    blocks = [m for m in self._unet.modules() if type(m).__name__ in _RECOMPUTED]
+                    blocks = [m for m in self._model.modules() if type(m).__name__ in _RECOMPUTED]
                     stack.enter_context(recomputed(blocks))
                 yield
         finally:
@@ -158,39 +174,47 @@ class StandaloneHost:
                 module.training = mode
 
     def denoiser(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        x_t = x_t.to(self.device, self._dtype, memory_format=torch.channels_last)
-        text = conditioning["text"].to(self.device, self._dtype)
-        return self._unet(x_t, t.to(self.device), encoder_hidden_states=text, return_dict=False)[0].float()
+        x_t = x_t.to(self.device, self._dtype, memory_format=self._format)
+        conditioning = {name: values.to(self.device) for name, values in conditioning.items()}
+        return DENOISERS[self.family](self._model, x_t, t.to(self.device), conditioning).float()
 
     @torch.no_grad()
     def _sample(self, request: SampleRequest) -> Image.Image:
-        scheduler = copy.deepcopy(self._scheduler)
-        scheduler.set_timesteps(request.steps)
-        generator = torch.Generator().manual_seed(request.seed)
-        step_px = self.autoencoder.scale_px * 2 ** (len(self._unet.config.block_out_channels) - 1)
+        scale_px = self.autoencoder.scale_px
+        step_px = scale_px * self._latent_step
         for name, size in (("width", request.width), ("height", request.height)):
             if size % step_px:
                 raise ValueError(f"preview {name} must be a multiple of {step_px} px for this model, got {size}")
-        shape = (
-            1,
-            self._unet.config.in_channels,
-            *(s // self.autoencoder.scale_px for s in (request.height, request.width)),
+        # where guidance is an input there is no factor left for a negative prompt
+        distilled = getattr(self._model.config, "guidance_embeds", False)
+        guided = request.guidance != 1.0 and not distilled
+        if self.family == "flux" and not request.negative_prompt:
+            guided = False
+        prompts = [request.negative_prompt, request.prompt] if guided else [request.prompt]
+        size = [request.width, request.height]
+        conditioning = {
+            **self.text.encode(prompts),
+            "sizes": torch.tensor([[*size, 0, 0, *size]] * len(prompts), dtype=torch.float32),
+            "guidance": torch.full((len(prompts),), request.guidance),
+        }
+        latents = sample(
+            self._scheduler,
+            lambda x_t, t: denoised(self.denoiser, x_t, t, conditioning),
+            (self.autoencoder.num_channels, request.height // scale_px, request.width // scale_px),
+            seed=request.seed,
+            steps=request.steps,
+            guidance=request.guidance if guided else None,
+            even_steps=self.family == "flux",
         )
-        latents = torch.randn(shape, generator=generator) * scheduler.init_noise_sigma
-        guided = request.guidance != 1.0
-        conditioning = self.text.encode([request.negative_prompt, request.prompt] if guided else [request.prompt])
-        extra = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
-        for t in scheduler.timesteps:
-            x_t = scheduler.scale_model_input(latents, t)
-            x_t = torch.cat([x_t, x_t]) if guided else x_t
-            prediction = self.denoiser(x_t, t.expand(x_t.shape[0]), conditioning).cpu()
-            if guided:
-                without, prompted = prediction.chunk(2)
-                prediction = without + request.guidance * (prompted - without)
-            latents = scheduler.step(prediction, t, latents, return_dict=False, **extra)[0]
         picture = self.autoencoder.decode(latents)[0].cpu()
         pixels = ((picture + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
         return Image.fromarray(pixels)
+
+    @property
+    def _latent_step(self) -> int:
+        if self.family in LATENT_STEP:
+            return LATENT_STEP[self.family]
+        return 2 ** (len(self._model.config.block_out_channels) - 1)
 
     def progress(self, progress: Progress) -> None:
         self._on_progress(progress)
