@@ -40,6 +40,14 @@ class Cell:
     file: str = ""
     error: str = ""
 
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Width and height of the picture; None where there is none. Errors: as `loaded`."""
+        if isinstance(self.image, Path):
+            with Image.open(self.image) as image:
+                return image.size
+        return None if self.image is None else self.image.size
+
     def loaded(self) -> Image.Image | None:
         """The picture as RGB. Errors: `OSError` when its file cannot be read."""
         if isinstance(self.image, Path):

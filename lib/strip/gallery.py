@@ -9,6 +9,7 @@ from urllib.parse import quote
 from .cells import Cell
 from .page import Sheet
 
+_POLICY = "default-src 'none'; img-src 'self' file:; style-src 'unsafe-inline'"
 _STYLE = """
 body { margin: 0; font: 15px/1.4 system-ui, sans-serif; color: #1F2933; background: #fff }
 header { padding: 20px 24px 8px } h1 { font-size: 22px; margin: 0 } p { margin: 4px 0; color: #6B7885 }
@@ -32,9 +33,8 @@ def gallery(sheet: Sheet, cells: Mapping[tuple[int, int], Cell], cell_size: tupl
     body = []
     for row, label in enumerate(sheet.rows):
         prompt, _, rest = label.partition("\n")
-        body.append(
-            f'<tr><td class="label" colspan="{len(sheet.columns)}"><div><b>{_text(prompt)}</b> {_text(rest)}</div></td></tr>'
-        )
+        text = f"<div><b>{_text(prompt)}</b> {_text(rest)}</div>"
+        body.append(f'<tr><td class="label" colspan="{len(sheet.columns)}">{text}</td></tr>')
         body.append("<tr>" + "".join(_cell(cells.get((c, row)), size) for c in range(len(sheet.columns))) + "</tr>")
     figures = "".join(
         '<td><ul class="figures">'
@@ -47,7 +47,7 @@ def gallery(sheet: Sheet, cells: Mapping[tuple[int, int], Cell], cell_size: tupl
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src 'self' file:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <meta name="viewport" content="width=device-width">
 <title>{_text(sheet.title or "Strip")}</title>
 <style>{_STYLE}</style>

@@ -92,7 +92,7 @@ MEASURES: dict[str, Callable[[Tensor], float]] = {
 
 @dataclass(frozen=True)
 class ColumnMetrics:
-    """Of one checkpoint, over its rows. Differences are means of 1 - SSIM, ratios are medians; None where unmeasured."""
+    """Of one checkpoint, over its rows: differences are means of 1 - SSIM, ratios medians; None where unmeasured."""
 
     to_base: float | None = None
     to_previous: float | None = None

@@ -1,7 +1,7 @@
 """PNG files written band by band: a picture of any size in the memory of one band.
 
-PNG Specification (third edition), W3C 2025: chunks, filter type 1 (Sub), zlib. Pillow writes only what is in memory as a
-whole.
+PNG Specification (third edition), W3C 2025: chunks, filter type 1 (Sub), zlib. Pillow writes only what is in memory as
+a whole.
 """
 
 from __future__ import annotations

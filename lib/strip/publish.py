@@ -50,7 +50,7 @@ def compose(
         if not (0 <= cell.column < len(columns) and 0 <= cell.row < len(rows)):
             raise ValueError(f"cell ({cell.column}, {cell.row}) lies outside {len(columns)} columns, {len(rows)} rows")
         places[cell.column, cell.row] = cell
-    cell_size = next((image.size for cell in places.values() if (image := cell.loaded())), None)
+    cell_size = next((size for cell in places.values() if (size := cell.size)), None)
     if cell_size is None:
         reasons = list(dict.fromkeys(cell.error for cell in places.values() if cell.error))
         raise ValueError("a strip needs at least one picture, got none" + "".join(f"; {r}" for r in reasons[:3]))

@@ -17,7 +17,7 @@ def scene(seed: int = 0, size: int = 96) -> Image.Image:
     image = Image.new("RGB", (size, size), (90, 140, 200))
     draw = ImageDraw.Draw(image)
     for _ in range(120):
-        x, y, r = rng.integers(0, size, 2).tolist() + [int(rng.integers(3, 9))]
+        x, y, r = [*rng.integers(0, size, 2).tolist(), int(rng.integers(3, 9))]
         draw.ellipse((x - r, y - r, x + r, y + r), fill=tuple(rng.integers(30, 226, 3).tolist()))
     draw.ellipse((size // 3, size // 3, 2 * size // 3, 2 * size // 3), fill=(220, 60, 50))
     return image.filter(ImageFilter.GaussianBlur(0.8))

@@ -64,5 +64,5 @@ def test_a_glob_gives_what_it_matches_and_equal_names_are_told_apart_by_their_fo
 
 @pytest.mark.parametrize("source", ["nothing-*.safetensors", "missing", ""])
 def test_where_no_checkpoint_is_that_is_said(source, tmp_path):
-    with pytest.raises(ValueError, match="no checkpoint found at .*name a folder, a file or a glob"):
+    with pytest.raises(ValueError, match=r"no checkpoint found at .*name a folder, a file or a glob"):
         strip.checkpoint_files(str(tmp_path / source))

@@ -96,13 +96,13 @@ def kept(folder, column, row, size=(64, 48)):
 def test_pictures_in_files_are_read_row_by_row_and_let_go(tmp_path, monkeypatch):
     columns, rows = 3, 5
     cells = [kept(tmp_path, c, r) for c in range(columns) for r in range(rows)]
-    held, most = weakref.WeakSet(), 0
+    held, most = [], 0
 
     def loaded(cell):
         nonlocal most
         image = plain((cell.column, cell.row, 7), (64, 48))
-        held.add(image)
-        most = max(most, len(held))
+        held.append(weakref.ref(image))
+        most = max(most, sum(one() is not None for one in held))
         return image
 
     monkeypatch.setattr(Cell, "loaded", loaded)

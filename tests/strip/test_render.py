@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -113,7 +114,7 @@ def test_a_column_known_to_be_unusable_is_not_loaded(tmp_path):
     assert painter.loaded == ["base", "x-1"] and rendered.cells[-1].error == "is no safetensors file"
 
 
-@pytest.mark.parametrize("error", [RuntimeError("a bug"), DiskFullError(__import__("pathlib").Path("."))])
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), DiskFullError(Path())])
 def test_what_is_not_the_checkpoints_fault_is_raised(tmp_path, error):
     painter, store = Painter(), CellStore(tmp_path)
     if isinstance(error, DiskFullError):
