@@ -194,6 +194,43 @@ class _Conv2d(torch.autograd.Function):
         return grad_x, grad_down, grad_up, None, None, None, None
 
 
+class _Convolution(torch.autograd.Function):
+    """Over any number of dimensions, without a branch."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: nn.Module, weights: Weights, geometry: tuple) -> Tensor:
+        stride, padding, dilation, groups = geometry
+        weight, bias = weights.of(layer)
+        weight, bias = _as(weight, x), None if bias is None else _as(bias, x)
+        y = torch.convolution(x, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups)
+        weights.used(layer)
+        ctx.layer, ctx.weights, ctx.geometry, ctx.shape = layer, weights, geometry, x.shape
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        stride, padding, dilation, groups = ctx.geometry
+        weight, _ = ctx.weights.of(ctx.layer)
+        # only the input's shape counts; an expanded scalar has that without memory
+        x = grad.new_empty(1).expand(ctx.shape)
+        grad_x, _, _ = torch.ops.aten.convolution_backward(
+            grad,
+            x,
+            _as(weight, grad),
+            None,
+            stride,
+            padding,
+            dilation,
+            False,
+            [0] * len(stride),
+            groups,
+            [True, False, False],
+        )
+        ctx.weights.used(ctx.layer)
+        return grad_x, None, None, None
+
+
 def linear(x: Tensor, layer: nn.Module, weights: Weights, branch: Branch | None = None) -> Tensor:
     """A frozen Linear, with its branch if there is one: (..., in) -> (..., out), a fresh tensor of x's type."""
     down, up = (None, None) if branch is None else (branch.down, branch.up)
@@ -206,16 +243,38 @@ def conv2d(x: Tensor, layer: nn.Conv2d, weights: Weights, branch: Branch | None 
     """A frozen convolution, with its branch if there is one: (B, in, H, W) -> (B, out, H', W'), of x's type."""
     if branch is not None and layer.groups != 1:
         raise ValueError(f"a branch on a grouped convolution is not supported, got groups={layer.groups}")
-    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+    x, geometry = _padded(x, layer)
+    down, up = (None, None) if branch is None else (branch.down, branch.up)
+    return _Conv2d.apply(x, down, up, layer, weights, branch, geometry)
+
+
+def _padded(x: Tensor, layer: Any) -> tuple[Tensor, tuple]:
+    """The input of a convolution, and its geometry: (stride, padding, dilation, groups)."""
+    padding = layer.padding
+    if layer.padding_mode != "zeros" or isinstance(padding, str):
         # outside the function autograd knows how to undo a padding, and the function needs no case for each mode
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
-        padding = [0, 0]
-    else:
-        padding = list(layer.padding)
-    geometry = (list(layer.stride), padding, list(layer.dilation), layer.groups)
-    down, up = (None, None) if branch is None else (branch.down, branch.up)
-    return _Conv2d.apply(x, down, up, layer, weights, branch, geometry)
+        padding = [0] * len(layer.stride)
+    return x, (list(layer.stride), list(padding), list(layer.dilation), layer.groups)
+
+
+def _convolution_of(layer: nn.Module, weights: Weights) -> Callable[..., Tensor]:
+    inner = layer.forward
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        # a host's own arguments are for what is not trained, such as the frames of an autoencoder
+        if args or kwargs or not (torch.is_grad_enabled() and x.requires_grad):
+            return inner(x, *args, **kwargs)
+        x, geometry = _padded(x, layer)
+        return _Convolution.apply(x, layer, weights, geometry)
+
+    return forward
+
+
+def _kept(x: Tensor) -> Tensor:
+    """What a norm is given, and autograd saves of it: a copy, since many models add to the residual stream in place."""
+    return x.clone() if torch.is_grad_enabled() and x.requires_grad else x
 
 
 def _norm_weights(layer: nn.Module, x: Tensor, weights: Weights) -> tuple[Tensor | None, Tensor | None]:
@@ -234,9 +293,13 @@ def _forward_of(layer: nn.Module, weights: Weights, branch_of: BranchOf) -> Call
     if isinstance(layer, nn.Conv2d):
         return lambda x: conv2d(x, layer, weights, branch_of(layer))
     if isinstance(layer, nn.LayerNorm):
-        return lambda x: F.layer_norm(x, layer.normalized_shape, *_norm_weights(layer, x, weights), layer.eps)
+        return lambda x: F.layer_norm(_kept(x), layer.normalized_shape, *_norm_weights(layer, x, weights), layer.eps)
     if isinstance(layer, nn.GroupNorm):
-        return lambda x: F.group_norm(x, layer.num_groups, *_norm_weights(layer, x, weights), layer.eps)
+        return lambda x: F.group_norm(_kept(x), layer.num_groups, *_norm_weights(layer, x, weights), layer.eps)
+    if hasattr(nn, "RMSNorm") and isinstance(layer, nn.RMSNorm):
+        return lambda x: F.rms_norm(_kept(x), layer.normalized_shape, _norm_weights(layer, x, weights)[0], layer.eps)
+    if isinstance(layer, (nn.Conv1d, nn.Conv3d)):
+        return _convolution_of(layer, weights)
     return None
 
 
