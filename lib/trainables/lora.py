@@ -149,7 +149,7 @@ class Lora:
         return published(self._family, adapters, dtype, names)
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Set the parameters from a state's tensors, or from a file's in any spelling.
+        """Set the parameters from a state's tensors, or from a file's in any spelling, whatever its alpha.
 
         Errors: `ValueError` naming a layer that is missing, superfluous, or of another shape.
         """
@@ -167,6 +167,10 @@ class Lora:
                 raise ValueError(f"{name} is {got} in the saved network and {own} in this run; the ranks differ")
             with torch.no_grad():
                 parameter.copy_(tensors[name])
+        for name in self._targets:
+            if f"{name}.alpha" in tensors:
+                with torch.no_grad():
+                    self._pair(name)[1].mul_(self._factor(name, tensors[f"{name}.alpha"]))
 
     def delta(self, name: str) -> Tensor:
         """The update of a layer's weight, float32, of the weight's shape."""
@@ -196,14 +200,19 @@ class Lora:
         return self._parameters[f"{name}.lora_down.weight"], self._parameters[f"{name}.lora_up.weight"]
 
     def _canonical(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The parameters that a file's tensors stand for, with this run's scale."""
+        """A file's tensors under canonical names."""
         adapters, unknown = adapters_in(self._family, tensors)
         found = {name: tensors[name] for name in unknown}
         for name, adapter in adapters.items():
-            factor = adapter.scale / self._scale(name) if name in self._targets else 1.0
-            found[f"{name}.lora_down.weight"] = adapter.down.float()
-            found[f"{name}.lora_up.weight"] = adapter.up.float() * factor
+            found[f"{name}.lora_down.weight"], found[f"{name}.lora_up.weight"] = adapter.down, adapter.up
+            found[f"{name}.alpha"] = torch.tensor(adapter.scale * adapter.down.shape[0], dtype=torch.float64)
         return found
+
+    def _factor(self, name: str, alpha: Tensor) -> float:
+        """What an up of that alpha is multiplied by to have this run's scale."""
+        own = self._scale(name) * self._targets[name].rank
+        # a file rounds alpha to its dtype, which is no other alpha
+        return 1.0 if alpha.item() == torch.tensor(own, dtype=alpha.dtype).item() else alpha.item() / own
 
     def _scale(self, name: str) -> float:
         target = self._targets[name]
