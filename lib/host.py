@@ -86,9 +86,9 @@ class SampleRequest:
 
 
 class Sampler(Protocol):
-    """The host's own sampler on the model as it stands, network attached."""
+    """The host's own sampler on the model as it stands, network attached; None where the host cut the picture short."""
 
-    def __call__(self, request: SampleRequest) -> Image.Image: ...
+    def __call__(self, request: SampleRequest) -> Image.Image | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)

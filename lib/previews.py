@@ -47,10 +47,13 @@ def requests(config: PreviewConfig, resolution: int) -> list[SampleRequest]:
 def make_previews(host: Host, config: PreviewConfig, resolution: int, folder: Path, step: int) -> list[str]:
     """Write `<step>-<number>-<prompt>.png` for each prompt; returns what went wrong, in words.
 
-    Out of memory costs that picture only: it is tried again at half the side, then left out, and that is said.
+    Out of memory costs that picture only: it is tried again at half the side, then left out, and that is said. A picture
+    that the host was told to cut short is none, and no further one is made once a stop is asked for.
     """
     notes = []
     for number, request in enumerate(requests(config, resolution), start=1):
+        if host.stop_requested():
+            break
         path = folder / f"{step:06d}-{number}-{safe_name(request.prompt, 'prompt')[:48].strip()}.png"
         smaller = SampleRequest(**{**vars(request), "width": _half(request.width), "height": _half(request.height)})
         for attempt in (request, smaller):
@@ -63,6 +66,8 @@ def make_previews(host: Host, config: PreviewConfig, resolution: int, folder: Pa
                 if host.device.type == "cuda":
                     torch.cuda.empty_cache()
                 continue
+            if image is None:
+                break
             if attempt is smaller:
                 notes.append(f"preview {number} of step {step} ran out of memory and was made at half size")
             write_image(path, image)
