@@ -1,4 +1,4 @@
-"""The denoisers of diffusers behind the core's face: (x_t, t, conditioning) -> prediction (B, C, h, w) in the type of x_t.
+"""The denoisers of diffusers behind the core's face: (x_t, t, conditioning) -> prediction (B, C, h, w), typed as x_t.
 
 Tensors come on the model's device; what has to be exact (t, sizes, guidance) stays float32 until the model embeds it.
 """

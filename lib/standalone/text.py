@@ -1,8 +1,8 @@
 """Text encoders: captions to what each family's denoiser is conditioned on, the same numbers as ComfyUI's core gives.
 
 Captions are literal. CLIP reads chunks of 75 tokens, each between a start and an end token; T5 reads the whole caption
-at once, filled up to a least length with tokens that it reads too. What is trained is encoded anew each time; a constant
-encoder beside it reads each caption once.
+at once, filled up to a least length with tokens that it reads too. What is trained is encoded anew each time; an
+encoder beside it that is constant reads each caption once.
 """
 
 from __future__ import annotations
