@@ -20,6 +20,9 @@ A file imports its own layer and below; tests/test_layers.py reads the imports a
         frozen.py        autograd through frozen layers without keeping or copying their weights
         lengths.py       captions of several lengths in one batch, each run by itself
         recompute.py     gradient checkpointing by blocks
+        storage.py       weights in fewer bits than the arithmetic has, and back
+        block_fetching.py  blocks in main memory, fetched to the device one ahead
+        base_weights.py  how the frozen weights of a model of our own are kept and given to each layer
         fingerprint.py   which base model this is, from 16 values of each layer
         means.py         exact means of losses, the same after any interruption
         memory.py        how much is used, and whether an error means that it ran out
