@@ -24,6 +24,7 @@ A file imports its own layer and below; tests/test_layers.py reads the imports a
         block_fetching.py  blocks in main memory, fetched to the device one ahead
         base_weights.py  how the frozen weights of a model of our own are kept and given to each layer
         fingerprint.py   which base model this is, from 16 values of each layer
+        checksum.py      a hash of every bit of tensors
         means.py         exact means of losses, the same after any interruption
         memory.py        how much is used, and whether an error means that it ran out
         loss_scaler.py   the loss scale that keeps fp16 gradients from vanishing

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 from PIL import Image
 
+_ROWS = 64  # filtered and packed at a time, so that a high band is not in memory several times
 _LEVEL = 4  # pictures hardly grow smaller above it, and take twice the time
 
 
@@ -34,9 +35,11 @@ def png_chunks(size: tuple[int, int], bands: Iterable[Image.Image], text: Mappin
         if band.width != width:
             raise ValueError(f"a band of {width} px was expected, got {band.width} px")
         rows += band.height
-        data = packer.compress(_filtered(np.asarray(band.convert("RGB"))))
-        if data:
-            yield _chunk(b"IDAT", data)
+        for top in range(0, band.height, _ROWS):
+            part = band.crop((0, top, width, min(top + _ROWS, band.height))).convert("RGB")
+            data = packer.compress(_filtered(np.asarray(part)))
+            if data:
+                yield _chunk(b"IDAT", data)
     if rows != height:
         raise ValueError(f"bands of {height} px in all were expected, got {rows} px")
     yield _chunk(b"IDAT", packer.flush())
