@@ -6,8 +6,8 @@ be stored in a narrower type. So the weight is asked of the host at each forward
 with a low-rank branch is its input and the rank-r product; of a layer without one, nothing.
 
 The branch computes y + scale * (x @ down.T) @ up.T (Hu et al. 2021, arXiv:2106.09685). This file knows no algorithm
-beyond that product. There is no autocast: the type of the input decides the type of the arithmetic, and what is trained
-stays float32 and receives float32 gradients.
+beyond that product. The core has no autocast: the type of the input decides the type of the arithmetic, and what is
+trained stays float32 and receives float32 gradients. A host that samples in an autocast of its own decides by that.
 """
 
 from __future__ import annotations
@@ -231,19 +231,30 @@ class _Convolution(torch.autograd.Function):
         return grad_x, None, None, None
 
 
+def _autocast(x: Tensor) -> Tensor:
+    """The input in the type that a host's own autocast, in which it may sample, would give it: it knows no functions."""
+    kind = x.device.type
+    if hasattr(torch, "get_autocast_dtype"):
+        return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+    # as older versions of torch spell it
+    if kind == "cpu":
+        return x.to(torch.get_autocast_cpu_dtype()) if torch.is_autocast_cpu_enabled() else x
+    return x.to(torch.get_autocast_gpu_dtype()) if torch.is_autocast_enabled() else x
+
+
 def linear(x: Tensor, layer: nn.Module, weights: Weights, branch: Branch | None = None) -> Tensor:
     """A frozen Linear, with its branch if there is one: (..., in) -> (..., out), a fresh tensor of x's type."""
     down, up = (None, None) if branch is None else (branch.down, branch.up)
     if branch is not None and down is not None and down.ndim == 4:
         raise ValueError(f"a Linear takes a (rank, in) branch, got {tuple(branch.down.shape)}")
-    return _Linear.apply(x, down, up, layer, weights, branch)
+    return _Linear.apply(_autocast(x), down, up, layer, weights, branch)
 
 
 def conv2d(x: Tensor, layer: nn.Conv2d, weights: Weights, branch: Branch | None = None) -> Tensor:
     """A frozen convolution, with its branch if there is one: (B, in, H, W) -> (B, out, H', W'), of x's type."""
     if branch is not None and layer.groups != 1:
         raise ValueError(f"a branch on a grouped convolution is not supported, got groups={layer.groups}")
-    x, geometry = _padded(x, layer)
+    x, geometry = _padded(_autocast(x), layer)
     down, up = (None, None) if branch is None else (branch.down, branch.up)
     return _Conv2d.apply(x, down, up, layer, weights, branch, geometry)
 

@@ -292,3 +292,18 @@ def test_a_grouped_convolution_passes_through_and_refuses_a_branch() -> None:
     branch = Branch(torch.zeros(1, 4, 3, 3), torch.zeros(4, 1, 1, 1), 1.0)
     with attached([layer], branch_of=lambda m: branch), pytest.raises(ValueError, match="groups=2"):
         layer(x)
+
+
+def test_in_a_hosts_autocast_the_arithmetic_is_autocasts() -> None:
+    net, branches, x = make(torch.float32)
+    of = {id(net.get_submodule(name)): b for name, b in branches.items()}
+    with torch.no_grad(), attached([net], plain_weight, lambda layer: of.get(id(layer))):
+        exact = net(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            cast = net.linear(torch.zeros(1, 6)), net.conv(x), net.norm(net.conv(x))
+            near = net.out(F.gelu(net.linear(net.layer_norm(torch.ones(2, 6)))))
+        expected = net.out(F.gelu(net.linear(net.layer_norm(torch.ones(2, 6)))))
+    assert [y.dtype for y in cast[:2]] == [torch.bfloat16] * 2
+    assert exact.dtype == torch.float32
+    assert not torch.equal(near.float(), expected)
+    assert torch.allclose(near.float(), expected, rtol=0.1, atol=0.1)
