@@ -6,7 +6,8 @@ from collections import defaultdict
 
 import pytest
 import torch
-from sd_atelier.lib.keys.family import Family
+from sd_atelier.lib.keys.family import Family, Place
+from sd_atelier.lib.keys.layers import CanonicalLayer, canonical_layers
 from sd_atelier.lib.keys.table import output_slices
 from sd_atelier.lib.registry import SPELLINGS
 from torch import Tensor, nn
@@ -64,6 +65,94 @@ def test_kohyas_preset_is_as_many_layers_as_kohya_trains(model: str, names: Fami
     count = {"sd1": 192, "sd2": 192, "sdxl": 722, "sd3": 237, "sd35_medium": 263, "sd35_large": 377, "flux": 304}
     chosen = {names.kohya_name(part, n) for part, n in layers if part == "unet" and names.kind(part, n) in kinds}
     assert len(chosen) == count[model]
+
+
+def test_both_spellings_stand_at_the_same_places(names: Family, layers: Layers) -> None:
+    for part, name in layers:
+        split, original = names.place(part, name), names.original_name(part, name)
+        if part == "unet" and names.kohya_is_original:
+            fused = Place(split.name, 0, 1, split.kind)
+            assert names.place(part, original.name) == fused
+            assert (split.index, split.count) == (original.index, original.count)
+        elif original.count == 1:
+            assert names.place(part, original.name) == split
+        else:
+            with pytest.raises(ValueError, match="3 layers with an adapter each"):
+                names.place(part, original.name)
+            assert (split.index, split.count) == (0, 1)
+        assert set(names.siblings(part, name)) >= {names.spelled_out(part, name)}
+        assert len(names.siblings(part, name)) == split.count
+
+
+def test_every_spelling_in_a_file_finds_the_layer_again(names: Family, layers: Layers) -> None:
+    for part, name in layers:
+        place, original = names.place(part, name), names.original_name(part, name)
+        flat = name.replace(".", "_")
+        spellings = [place.name, names.file_name(part, name), f"{names.diffusers[part]}.{name}"]
+        spellings += [names.prefixes[part] + names.spelled_out(part, name).replace(".", "_")]
+        spellings += [f"lora_transformer_{flat}", f"diffusion_model.{original.name}"] if part == "unet" else []
+        for spelling in spellings:
+            found = names.place_in_file(spelling)
+            assert found is not None, spelling
+            assert found[0] == part and names.place(*found).name == place.name, spelling
+
+
+def test_original_names_alone_tell_the_shape_of_a_unet(names: Family, layers: Layers) -> None:
+    originals = [names.original_name("unet", name).name for part, name in layers if part == "unet"]
+    splits = [name for part, name in layers if part == "unet"]
+    for fitted in (names.fitted("unet", originals), names.fitted("unet", splits)):
+        for original, split in zip(originals, splits, strict=True):
+            assert fitted.original_name("unet", split).name == original
+            assert fitted.place("unet", original).name == names.place("unet", split).name
+
+
+def test_both_spellings_of_the_whole_model_have_the_same_canonical_layers(
+    family: str, names: Family, parts: dict[str, nn.Module], layers: Layers
+) -> None:
+    split = canonical_layers(family, parts)
+    fused_parts = {part: nn.Module() for part in parts}
+    for (part, name), layer in layers.items():
+        original = names.original_name(part, name)
+        single = original.count == 1 or part != "unet"
+        own = name if single and original.count > 1 else original.name
+        if original.index and own == original.name:
+            continue
+        num_in = layer.weight.shape[1]
+        with torch.device("meta"):
+            if isinstance(layer, nn.Conv2d):
+                new: nn.Module = nn.Conv2d(num_in, num_outputs(layer), layer.kernel_size)
+            else:
+                place = split[names.place(part, name).name]
+                new = nn.Linear(num_in, place.num_out)
+        put(fused_parts[part], own, new)
+    fused = canonical_layers(family, fused_parts)
+    assert fused.keys() == split.keys()
+    for name, layer in fused.items():
+        (member,) = layer.members
+        assert not member.swapped
+        other = split[name]
+        assert (layer.kind, layer.num_in, layer.num_out, layer.kernel) == (
+            other.kind,
+            other.num_in,
+            other.num_out,
+            other.kernel,
+        )
+        widths = names.widths(other.part, names.siblings(other.part, module_of(layers, other)), other.num_in)
+        if widths is not None:
+            assert widths == tuple(m.rows.stop - m.rows.start for m in other.members), name
+
+
+def module_of(layers: Layers, layer: CanonicalLayer) -> str:
+    return next(name for (_, name), module in layers.items() if module is layer.members[0].module)
+
+
+def put(root: nn.Module, name: str, layer: nn.Module) -> None:
+    *path, last = name.split(".")
+    for piece in path:
+        if not hasattr(root, piece):
+            root.add_module(piece, nn.Module())
+        root = getattr(root, piece)
+    root.add_module(last, layer)
 
 
 def marked(layers: Layers, part: str) -> dict[str, Tensor]:
