@@ -1,0 +1,166 @@
+// The pack in ComfyUI's page: which node gets which panel, and what the events of the server do to them.
+
+import * as comfy from "./comfy.js";
+import { ENDED, Runs, allowed } from "./runs.js";
+import { SchedulePanel } from "./schedule_panel.js";
+import { setLanguage, t } from "./text.js";
+import { TrainPanel } from "./train_panel.js";
+
+const TRAIN = "AtelierTrain";
+const SCHEDULE = "AtelierSchedule";
+const SCHEDULE_WIDGETS = ["schedule", "text_encoder", "factor", "stop_at_end", "steps"];
+const REMEMBERED = "atelier.runs"; // in the session's storage: id of a node -> id of its latest run
+
+const runs = new Runs();
+const trainPanels = new WeakMap(); // node -> its panel
+const schedulePanels = new WeakMap();
+
+function showRun(run) {
+  for (const [id, node] of comfy.nodesOf(TRAIN)) {
+    if (id === run.node && runs.ofNode(id) === run) trainPanels.get(node)?.show(run);
+  }
+}
+
+function showAll() {
+  for (const [id, node] of comfy.nodesOf(TRAIN)) trainPanels.get(node)?.show(runs.ofNode(id));
+  for (const [, node] of comfy.nodesOf(SCHEDULE)) schedulePanels.get(node)?.changed();
+}
+
+function remember() {
+  sessionStorage.setItem(REMEMBERED, JSON.stringify(Object.fromEntries(runs.latest)));
+}
+
+async function ask(run, what) {
+  run.asked.add(what);
+  showRun(run);
+  try {
+    runs.take({ ...(await comfy.post(`/atelier/runs/${run.id}/${what}`)), node: run.node });
+  } catch (error) {
+    run.asked.delete(what);
+    comfy.toast("error", t(`button.${what}.name`), error.message);
+  }
+  showRun(run);
+}
+
+/** Ask the server for the runs that go on, and for those that this page has seen before. */
+async function findRuns() {
+  const { live } = await comfy.get("/atelier/runs");
+  const wanted = new Set(live.map((run) => run.run));
+  for (const run of runs.live) wanted.add(run.id);
+  for (const id of Object.values(JSON.parse(sessionStorage.getItem(REMEMBERED) ?? "{}"))) wanted.add(id);
+  for (const id of wanted) {
+    try {
+      runs.take(await comfy.get(`/atelier/runs/${id}`));
+    } catch (error) {
+      // The server was started anew since: what it knew of that run is gone, and what the page knows stays.
+      if (error.status !== 404) throw error;
+    }
+  }
+  showAll();
+}
+
+function lookForRuns() {
+  findRuns().catch((error) => console.warn(`Atelier: the runs could not be asked for: ${error.message}`));
+}
+
+function tellTheEnd(run) {
+  if (!comfy.setting("Atelier.TellTheEnd") || !["finished", "stopped"].includes(run.state)) return;
+  comfy.toast("success", t(`toast.${run.state}`, { name: run.name }), run.file ? t("train.saved", { file: run.file }) : "");
+}
+
+function listen() {
+  comfy.on("atelier.run", (detail) => {
+    showRun(runs.take(detail));
+    remember();
+  });
+  comfy.on("atelier.progress", (detail) => showRun(runs.take(detail)));
+  comfy.on("atelier.preview", (detail) => showRun(runs.preview(detail)));
+  comfy.on("atelier.finished", (detail) => {
+    const run = runs.take(detail);
+    showRun(run);
+    tellTheEnd(run);
+  });
+  comfy.onReconnected(lookForRuns);
+}
+
+function addTrainPanel(node) {
+  const panel = new TrainPanel({
+    ask,
+    imageUrl: comfy.imageUrl,
+    language: comfy.language,
+    onResize: () => comfy.fit(node),
+  });
+  trainPanels.set(node, panel);
+  comfy.addPanel(node, "atelier_progress", panel.element, () => panel.height || 64);
+  comfy.fit(node, 380);
+}
+
+function addSchedulePanel(node) {
+  const read = () => {
+    if (["schedule", "text_encoder"].some((name) => comfy.isLinked(node, name))) return null;
+    return Object.fromEntries(
+      SCHEDULE_WIDGETS.map((name) => [name, comfy.widgetOf(node, name)?.value]).filter(([, value]) => value !== undefined),
+    );
+  };
+  const panel = new SchedulePanel({
+    read,
+    request: (values) => comfy.post("/atelier/schedule", values),
+    language: comfy.language,
+    onResize: () => comfy.fit(node),
+  });
+  schedulePanels.set(node, panel);
+  comfy.addPanel(node, "atelier_curve", panel.element, () => panel.height || 150);
+  comfy.onWidgets(node, SCHEDULE_WIDGETS, () => panel.changed());
+  comfy.onConfigured(node, () => panel.changed());
+  comfy.fit(node, 380);
+  panel.changed();
+}
+
+/** A command for what a button does, on the selected Train node or the only one that there is. */
+function command(id, what) {
+  return {
+    id: `Atelier.${id}`,
+    label: t(`button.${what}.name`),
+    function: () => {
+      const found = comfy.selectedNode(TRAIN);
+      const run = found && runs.ofNode(found[0]);
+      if (!run || ENDED.has(run.state)) comfy.toast("warn", t("command.none"), t("command.none_help"));
+      else if (!allowed(run, what)) comfy.toast("info", t("command.not_now", { state: t(`state.${run.state}`) }));
+      else ask(run, what);
+    },
+  };
+}
+
+const tables = await comfy.translations();
+setLanguage(comfy.language(), tables);
+
+comfy.addStyles("atelier.css");
+comfy.register({
+  name: "atelier",
+  settings: [
+    {
+      id: "Atelier.TellTheEnd",
+      name: t("setting.tell_the_end.name"),
+      tooltip: t("setting.tell_the_end.help"),
+      category: ["Atelier", "Runs", "TellTheEnd"],
+      type: "boolean",
+      defaultValue: true,
+    },
+  ],
+  commands: [
+    command("Stop", "stop"),
+    command("Save", "save"),
+    command("Sample", "sample"),
+    command("Pause", "pause"),
+    command("GoOn", "go_on"),
+  ],
+  setup() {
+    listen();
+    lookForRuns();
+  },
+  nodeCreated(node) {
+    if (node.comfyClass === TRAIN) addTrainPanel(node);
+    if (node.comfyClass === SCHEDULE) addSchedulePanel(node);
+  },
+  afterConfigureGraph: showAll,
+});
