@@ -109,6 +109,11 @@ def test_algorithm_is_known_by_its_keys_and_the_weight_by_its_shapes(name, tmp_p
         (["lora_unet_input_blocks_4_1_proj_in"], 640, {}, "sdxl"),
         (["lora_unet_double_blocks_0_img_attn_qkv"], 3072, {}, "flux"),
         (["lora_unet_joint_blocks_0_x_block_attn_qkv"], 1536, {}, "sd3"),
+        (["lora_unet_input_blocks_1_1_transformer_blocks_0_attn2_to_k"], 768, {}, "sd1"),
+        (["transformer.transformer_blocks.0.attn.to_q"], 1536, {}, "sd3"),
+        (["transformer.transformer_blocks.0.attn.to_q"], 3072, {}, "flux"),
+        (["transformer.transformer_blocks.0.attn.add_q_proj", "text_encoder_2.x"], 1536, {}, "sd3"),
+        (["transformer.transformer_blocks.0.ff_context.net.2"], 1536, {}, "sd3"),
         (["something_else"], 10, {}, ""),
     ],
 )
@@ -216,6 +221,95 @@ def test_names_of_diffusers_match_too(tmp_path):
     match = inspection.match_model(found.layers, model_folder(tmp_path))
     assert match.matched == (next(iter(names)),) and match.unmatched == ("text_encoder.x",)
     assert {layer.part for layer in found.layers} == {"unet", "te"}
+
+
+MODELS = {  # folder -> layers of a model in miniature, and what is published for them
+    "sd3": {
+        "transformer": {
+            **{f"transformer_blocks.0.attn.{x}": (8, 8) for x in ("to_q", "to_k", "to_v", "add_q_proj", "to_out.0")},
+            "transformer_blocks.0.norm1_context.linear": (16, 8),
+        },
+        "text_encoder": {"text_model.encoder.layers.0.mlp.fc1": (12, 6)},
+        "text_encoder_2": {"text_model.encoder.layers.0.self_attn.q_proj": (10, 10)},
+        "text_encoder_3": {"encoder.block.0.layer.0.SelfAttention.q": (14, 14)},
+    },
+    "flux": {
+        "transformer": {
+            **{f"single_transformer_blocks.0.attn.to_{x}": (8, 8) for x in "qkv"},
+            "single_transformer_blocks.0.proj_mlp": (32, 8),
+            "single_transformer_blocks.0.proj_out": (8, 40),
+        },
+        "text_encoder": {"encoder.layers.0.mlp.fc1": (12, 6)},
+        "text_encoder_2": {"encoder.block.0.layer.0.SelfAttention.q": (14, 14)},
+    },
+    "sdxl": {
+        "unet": {
+            "add_embedding.linear_1": (8, 8),
+            "down_blocks.1.attentions.0.proj_in": (8, 8),
+            **{f"down_blocks.{i}.resnets.{j}.conv1": (8, 8, 3, 3) for i in range(3) for j in range(2)},
+        },
+        "text_encoder": {"text_model.encoder.layers.0.mlp.fc1": (12, 6)},
+        "text_encoder_2": {"text_model.encoder.layers.0.self_attn.q_proj": (10, 10)},
+    },
+}
+NETWORKS = {  # family -> name -> (outputs, inputs)
+    "sd3": {
+        "lora_unet_joint_blocks_0_x_block_attn_qkv": (24, 8),
+        "transformer.transformer_blocks.0.attn.to_q": (8, 8),
+        "transformer.transformer_blocks.0.attn.add_q_proj": (8, 8),
+        "lora_unet_joint_blocks_0_context_block_adaLN_modulation_1": (16, 8),
+        "text_encoder_2.text_model.encoder.layers.0.self_attn.q_proj": (10, 10),
+        "lora_te2_text_model_encoder_layers_0_self_attn_q_proj": (10, 10),
+        "lora_te3_encoder_block_0_layer_0_SelfAttention_q": (14, 14),
+    },
+    "flux": {
+        "lora_unet_single_blocks_0_linear1": (56, 8),
+        "transformer.single_transformer_blocks.0.proj_mlp": (32, 8),
+        "lora_transformer_single_transformer_blocks_0_proj_out": (8, 40),
+        "lora_te1_text_model_encoder_layers_0_mlp_fc1": (12, 6),
+        "lora_te3_encoder_block_0_layer_0_SelfAttention_q": (14, 14),
+    },
+    "sdxl": {
+        "lora_unet_input_blocks_4_1_proj_in": (8, 8),
+        "lora_unet_down_blocks_1_attentions_0_proj_in": (8, 8),
+        "unet.down_blocks.1.attentions.0.proj_in": (8, 8),
+        "lora_te2_text_model_encoder_layers_0_self_attn_q_proj": (10, 10),
+    },
+}
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_every_spelling_of_every_family_matches_by_name_and_size(family, tmp_path):
+    for folder, layers in MODELS[family].items():
+        (tmp_path / folder).mkdir()
+        save_file(
+            {f"{n}.weight": torch.ones(shape) for n, shape in layers.items()}, tmp_path / folder / "x.safetensors"
+        )
+    right = {
+        k: v for name, (num_out, num_in) in NETWORKS[family].items() for k, v in lora(name, 2, num_in, num_out).items()
+    }
+    layers = inspection.inspect_file(saved(tmp_path, right | lora("lora_unet_no_such_layer"))).layers
+    match = inspection.match_model(layers, tmp_path)
+    assert set(match.matched) == NETWORKS[family].keys()
+    assert (match.wrong_size, match.unmatched) == ((), ("lora_unet_no_such_layer",))
+    assert sum(match.num_model_layers.values()) == sum(map(len, MODELS[family].values()))
+    wrong = {
+        k: v
+        for name, (num_out, num_in) in NETWORKS[family].items()
+        for k, v in lora(name, 2, num_in, num_out + 8).items()
+    }
+    layers = inspection.inspect_file(saved(tmp_path, wrong)).layers
+    assert set(inspection.match_model(layers, tmp_path).wrong_size) == NETWORKS[family].keys()
+
+
+def test_a_fused_layer_of_which_the_model_lacks_a_part_is_unmatched(tmp_path):
+    (tmp_path / "transformer").mkdir()
+    layers = {"single_transformer_blocks.0.attn.to_q.weight": torch.ones(8, 8)}
+    save_file(layers, tmp_path / "transformer" / "x.safetensors")
+    names = ("lora_unet_single_blocks_0_linear1", "transformer.single_transformer_blocks.0.attn.to_q")
+    network = lora(names[0], 2, 8, 56) | lora(names[1], 2, 8, 8)
+    match = inspection.match_model(inspection.inspect_file(saved(tmp_path, network)).layers, tmp_path)
+    assert (match.matched, match.unmatched) == ((names[1],), (names[0],))
 
 
 def test_folder_that_is_no_model_is_refused(tmp_path):
