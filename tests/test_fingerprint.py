@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from sd_atelier.lib.fingerprint import NUM_VALUES, compare_fingerprints, fingerprint
+from sd_atelier.lib.fingerprint import NUM_VALUES, Rows, compare_fingerprints, fingerprint
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
@@ -96,3 +96,25 @@ def test_no_weight_is_copied():
     with Watch() as watch:
         of({"x": weight})
     assert 0 < watch.largest <= NUM_VALUES
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("heights", [(1, 2, 3), (5, 40, 1), (16, 16, 16, 64), (1, 1)])
+def test_pieces_have_the_fingerprint_of_the_whole(dtype, heights):
+    weight = torch.randn(sum(heights), 7, generator=torch.Generator().manual_seed(2)).to(dtype)
+    pieces, start = [], 0
+    for height in heights:
+        pieces.append(("x", Rows(weight[start : start + height], start, sum(heights))))
+        start += height
+    assert fingerprint(pieces) == of({"x": weight})
+
+
+def test_a_weight_may_be_gone_when_the_next_is_asked_for():
+    buffer = torch.empty(8, 4)
+    weights = {name: torch.randn(8, 4, generator=torch.Generator().manual_seed(i)) for i, name in enumerate("abc")}
+
+    def fetched():
+        for name, weight in weights.items():
+            yield name, buffer.copy_(weight)
+
+    assert fingerprint(fetched()) == of(weights)
