@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from PIL import Image
@@ -107,6 +107,20 @@ class Progress:
     controlled: float | None = (
         None  # newest controlled loss against the base: -0.02 is 2 % less; None where none is measured
     )
+
+
+@runtime_checkable
+class KeepsWeights(Protocol):
+    """A host that loaded the model itself, so that it may keep the frozen weights as the settings ask."""
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that can be kept in main memory."""
+        ...
+
+    def keep(self, base_storage: str, cpu_blocks: int) -> None:
+        """Keep the weights so (`loop.base_storage`, `loop.cpu_blocks`). Errors: `ValueError` where it cannot be."""
+        ...
 
 
 class Host(Protocol):

@@ -27,7 +27,7 @@ from .data.scan import Problem, counts, scan
 from .diffusion_loss import DiffusionLoss
 from .ema import Ema
 from .fingerprint import Rows, fingerprint
-from .host import Host
+from .host import Host, KeepsWeights
 from .keys.layers import canonical_layers
 from .lr_schedule import ResolvedSchedule, parse
 from .network_metadata import checkpoint_metadata, network_metadata
@@ -179,6 +179,20 @@ def fork(
             yield Prepared(trainer, run, data.notes + notes + _rate_notes(plan), _summary(trainer, data))
 
 
+def _keep_weights(host: Host, config: RunConfig) -> None:
+    """Have the frozen weights kept as the settings ask. Errors: `ValueError` where the host cannot."""
+    loop = config.loop
+    if isinstance(host, KeepsWeights):
+        host.keep(loop.base_storage, loop.cpu_blocks)
+        return
+    for name, value, left in (("base_storage", loop.base_storage, "model"), ("cpu_blocks", loop.cpu_blocks, 0)):
+        if value != left:
+            raise ValueError(
+                f"loop.{name} is {value}, but {host.name} trains on the model that it has loaded for you, and its "
+                f"weights stay as they are; set it to {left}. loop.block_checkpointing saves memory there"
+            )
+
+
 def base_of(host: Host) -> dict[str, Any]:
     """The fingerprint of the loaded model, by canonical layers, so that it is the same where a host splits them."""
 
@@ -226,6 +240,7 @@ class _Data:
 
 @contextmanager
 def _data(host: Host, config: RunConfig, parent: Path, report: Report, given: Given | None) -> Iterator[_Data]:
+    _keep_weights(host, config)
     data, text_folder = config.data, parent / ".atelier-cache" / "text"
     if given is not None:
         cache, conditioner, problems = _given(host, config, given)

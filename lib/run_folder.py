@@ -35,7 +35,7 @@ SUBFOLDERS = ("checkpoints", "state", "previews")
 # Settings without effect on what is computed. Where a folder of pictures lies is one: their contents are compared.
 _FREE = re.compile(
     r"(save\.(every_steps|every_epochs|at_cycle_ends|keep_last|pins(\[\d+\])?)"
-    r"|preview\..*|record\.flush_every_steps|data\.concepts\[\d+\]\.folder): .*",
+    r"|preview\..*|loop\.cpu_blocks|record\.flush_every_steps|data\.concepts\[\d+\]\.folder): .*",
     re.DOTALL,
 )
 _MAX_SHOWN = 20

@@ -153,17 +153,23 @@ class Trainer:
 
         Errors: `OutOfMemoryError` and `NotFiniteError`, after saving; whatever else happens is raised after saving too.
         """
+        with self.ready():
+            try:
+                return self._loop()
+            except BaseException as error:
+                self._rescue(error)
+                raise
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """The model ready for steps, the network attached; inside. Everything is put back, whatever happens."""
         loop = self.config.loop
         with ExitStack() as stack:
             stack.enter_context(self.host.training(self.compute_dtype, loop.block_checkpointing))
             stack.enter_context(_deterministic(loop.deterministic))
             roots = [r for part, r in self.host.parts.items() if part == "unet" or self.config.trainable.text_encoder]
             stack.enter_context(attached(roots, self.host.weight_of, self.trainable.branch_of, self.host.used))
-            try:
-                return self._loop()
-            except BaseException as error:
-                self._rescue(error)
-                raise
+            yield
 
     def _loop(self) -> Outcome:
         self.optimizer.allocate()

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..base_weights import BaseWeights
 from ..control import Control
 from ..data.buckets import LATENT_STEP
-from ..frozen import plain_weight, stays
+from ..frozen import attached
 from ..host import Conditioning, Progress, SampleRequest
 from ..lengths import denoised
 from ..recompute import recomputed
@@ -122,6 +123,8 @@ class StandaloneHost:
         text_device: torch.device | None = None,
         clip_skip: int = 1,
         max_token_chunks: int = 3,
+        base_storage: str = "model",
+        cpu_blocks: int = 0,
         on_progress: Callable[[Progress], None] = lambda progress: None,
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -131,13 +134,16 @@ class StandaloneHost:
         self._model = pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
         # convolutions and the flips around transformer blocks are fastest with the channels last
         self._format = torch.channels_last if hasattr(pipeline, "unet") else torch.contiguous_format
-        self._model.to(device, memory_format=self._format)
+        self.compute_dtype = self._dtype = self._model.dtype
+        self._blocks = [m for m in self._model.modules() if type(m).__name__ in _RECOMPUTED]
+        self._weights = BaseWeights(self._model, self._blocks, device, self.compute_dtype, self._format)
+        self._served = ExitStack()
+        self.keep(base_storage, cpu_blocks)
         self.text, encoders = _text_of(pipeline, self.family, clip_skip, max_token_chunks)
         for encoder in encoders.values():
             encoder.to(text_device or device)
         pipeline.vae.to(device)
         self.prediction, self.alphas_cumprod = _objective(pipeline.scheduler)
-        self.compute_dtype = self._dtype = self._model.dtype
         self.parts: dict[str, nn.Module] = {"unet": self._model, **encoders}
         self.autoencoder = StandaloneAutoencoder(pipeline.vae)
         self.sampler = self._sample
@@ -146,8 +152,22 @@ class StandaloneHost:
         self.control = Control()
         self._on_progress, self._stop_requested = on_progress, stop_requested
 
-    weight_of = staticmethod(plain_weight)
-    used = staticmethod(stays)
+    @property
+    def num_blocks(self) -> int:
+        return self._weights.num_blocks
+
+    def keep(self, base_storage: str, cpu_blocks: int) -> None:
+        self._weights.keep(base_storage, cpu_blocks)
+        if base_storage != "model" or cpu_blocks:
+            # for as long as the model is there: its layers cannot read such weights themselves
+            self._served.close()
+            self._served.enter_context(attached([self._model], self.weight_of, used=self.used))
+
+    def weight_of(self, layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+        return self._weights.of(layer)
+
+    def used(self, layer: nn.Module) -> None:
+        self._weights.used(layer)
 
     @contextmanager
     def training(self, compute_dtype: torch.dtype, block_checkpointing: bool) -> Iterator[None]:
@@ -160,13 +180,13 @@ class StandaloneHost:
                 stack.enter_context(self.text.training())
                 for module in self._modules:
                     module.eval().requires_grad_(False)
-                self._dtype = compute_dtype
+                self._dtype = self._weights.compute_dtype = compute_dtype
                 if block_checkpointing:
-                    blocks = [m for m in self._model.modules() if type(m).__name__ in _RECOMPUTED]
-                    stack.enter_context(recomputed(blocks))
+                    stack.enter_context(recomputed(self._blocks))
                 yield
         finally:
-            self._dtype = self.compute_dtype
+            self._dtype = self._weights.compute_dtype = self.compute_dtype
+            self._weights.release()
             for parameter, flag in wanted:
                 parameter.requires_grad_(flag)
                 parameter.grad = None

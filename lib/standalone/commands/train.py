@@ -161,6 +161,8 @@ def load_host(
         device=device,
         clip_skip=args.clip_skip,
         max_token_chunks=config.data.max_token_chunks,
+        base_storage=config.loop.base_storage,
+        cpu_blocks=config.loop.cpu_blocks,
         on_progress=terminal.show,
         stop_requested=lambda: stop.requested,
     )
