@@ -2,8 +2,8 @@
 
 A host's weights may have been made under inference mode, may live in a buffer that is reused after each layer, or may
 be stored in a narrower type. So the weight is asked of the host at each forward and again at each backward
-(`weight_of(layer) -> (weight, bias)`), used at once, given back (`used(layer)`), and never saved by autograd. What autograd does keep of a layer
-with a low-rank branch is its input and the rank-r product; of a layer without one, nothing.
+(`weight_of(layer) -> (weight, bias)`), used at once, given back (`used(layer)`), and never saved by autograd. What
+autograd does keep of a layer with a low-rank branch is its input and the rank-r product; of one without, nothing.
 
 The branch computes y + scale * (x @ down.T) @ up.T (Hu et al. 2021, arXiv:2106.09685). This file knows no algorithm
 beyond that product. The core has no autocast: the type of the input decides the type of the arithmetic, and what is
@@ -232,7 +232,7 @@ class _Convolution(torch.autograd.Function):
 
 
 def _autocast(x: Tensor) -> Tensor:
-    """The input in the type that a host's own autocast, in which it may sample, would give it: it knows no functions."""
+    """The input in the type that a host's own autocast would give it, in which it may sample: it knows no functions."""
     kind = x.device.type
     if hasattr(torch, "get_autocast_dtype"):
         return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
