@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..frozen import is_linear
 from ..registry import SPELLINGS
 from .family import Family, Place
 from .table import output_slices
@@ -43,13 +44,6 @@ class CanonicalLayer:
     kernel: tuple[int, ...] | None  # None for Linear
 
 
-def is_layer(module: nn.Module) -> bool:
-    """Whether a module is a matrix product or a convolution that can carry an adapter."""
-    # Linear layers with quantised weights are no subclass of torch's in ComfyUI; this attribute tells its own layers
-    quantised = all(hasattr(module, name) for name in ("in_features", "out_features", "weight_function"))
-    return quantised or isinstance(module, (nn.Linear, nn.Conv2d))
-
-
 def canonical_layers(family: str, parts: Mapping[str, nn.Module]) -> dict[str, CanonicalLayer]:
     """Every canonical layer of the parts of a host's model by its name, in the order of the modules.
 
@@ -58,7 +52,9 @@ def canonical_layers(family: str, parts: Mapping[str, nn.Module]) -> dict[str, C
     """
     layers: dict[str, CanonicalLayer] = {}
     for part, root in parts.items():
-        modules = {name: module for name, module in root.named_modules() if is_layer(module)}
+        modules = {
+            name: module for name, module in root.named_modules() if isinstance(module, nn.Conv2d) or is_linear(module)
+        }
         names: Family = SPELLINGS.get(family)()  # type: ignore[operator]
         names = names.fitted(part, modules.keys())
         groups: dict[str, dict[int, tuple[str, Place]]] = {}
