@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -51,3 +52,19 @@ def clear(model: nn.Module) -> None:
     if extension is not None:
         extension.load_networks([])
         merge_wanted(model)
+
+
+_COPIES = ("network_weights_backup", "network_bias_backup")
+
+
+@contextmanager
+def cleared_after(model: nn.Module) -> Iterator[None]:
+    """Whatever is merged inside comes out again, and the copies of weights that the extension takes are freed."""
+    absent = [(m, n) for m in model.modules() for n in _COPIES if getattr(m, n, None) is None]
+    try:
+        yield
+    finally:
+        clear(model)
+        for module, name in absent:
+            if getattr(module, name, None) is not None:
+                setattr(module, name, None)

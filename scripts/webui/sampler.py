@@ -102,6 +102,7 @@ class WebuiSampler:
         self.is_running = True
         try:
             with ExitStack() as stack:
+                stack.enter_context(builtin_lora.cleared_after(model))
                 stack.enter_context(patched(processing.StableDiffusionProcessing, **fresh))
                 stack.enter_context(patched(processing.StableDiffusionProcessingTxt2Img, **fresh_hires))
                 stack.enter_context(patched(sd_models, reload_model_weights=held))
@@ -117,7 +118,6 @@ class WebuiSampler:
             devices.nv_rng = random
             if alphas_cumprod is not None:
                 model.alphas_cumprod = alphas_cumprod
-            builtin_lora.clear(model)
 
 
 def check_fields(fields: dict[str, Any]) -> None:

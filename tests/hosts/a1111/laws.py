@@ -1,0 +1,480 @@
+"""What holds of runs in a real WebUI; run by `test_runs.py` in the WebUI's own Python, one process a checkpoint.
+
+Each `law_*` asserts; what they say goes to standard output as one line of JSON each: {"law": ..., "wrong": ...}.
+"""
+
+import gc
+import hashlib
+import json
+import os
+import random
+import sys
+import threading
+import time
+import traceback
+from importlib import import_module
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from boot import CHECKPOINT, DATA, boot
+
+boot()
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from modules import call_queue, devices, initialize, processing, script_callbacks, sd_models, shared  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+PHOTOS = os.environ["A1111_PHOTOS"]
+SIZE = 64
+PROMPT = "a photo of a m0nster toy on grass"
+FAMILY = os.environ["A1111_FAMILY"]
+
+
+def ours(name):
+    """A module of the adapter as it is mounted now."""
+    return import_module("sd_atelier.scripts.webui." + name)
+
+
+def config(name, **changes):
+    """A run of a few steps on small pictures."""
+    from sd_atelier.lib.config import RunConfig, from_dict, merge
+
+    data = {
+        "concepts": [{"folder": PHOTOS, "trigger": "m0nster toy"}],
+        "resolution": SIZE,
+        "bucket_min_px": SIZE,
+        "bucket_max_px": SIZE,
+    }
+    values = {
+        "name": name,
+        "data": data,
+        "loop": {"steps": 3, "seed": 3},
+        "trainable": {"rank": 4, "alpha": 4.0, "text_encoder": True},
+        "rate": {"schedule": "2e-2"},
+        "save": {"dtype": "fp32"},
+        "preview": {"steps": 2, "width": SIZE, "height": SIZE, "guidance": 4.0},
+    }
+    return merge(from_dict(RunConfig, values), changes)
+
+
+def ended(run):
+    """The status of a run once it has ended."""
+    run.join(300)
+    assert not run.is_live, "the run did not end"
+    return run.status()
+
+
+def trained(name, **changes):
+    """The folder of a run that finished."""
+    status = ended(ours("runs").start(config(name, **changes)))
+    assert status["phase"] == "finished", status
+    return Path(status["folder"])
+
+
+def picture(prompt=PROMPT, seed=5, steps=2, cfg_scale=4.0):
+    """What txt2img makes, as the host's own page or route would: behind the queue lock."""
+    with call_queue.queue_lock:
+        shared.state.begin(job="test")
+        try:
+            p = processing.StableDiffusionProcessingTxt2Img(
+                prompt=prompt,
+                seed=seed,
+                steps=steps,
+                cfg_scale=cfg_scale,
+                width=SIZE,
+                height=SIZE,
+                sampler_name="Euler",
+                do_not_save_samples=True,
+                do_not_save_grid=True,
+            )
+            images = processing.process_images(p).images
+            p.close()
+        finally:
+            shared.state.end()
+    return np.asarray(images[0].convert("RGB")).astype(np.float32) / 255
+
+
+def hash_of(tensors):
+    """One hash of names and bits."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def live_bytes():
+    """Bytes of all storages that tensors of this program hold."""
+    gc.collect()
+    storages = {}
+    for thing in gc.get_objects():
+        if isinstance(thing, torch.Tensor) and thing.layout == torch.strided:
+            storage = thing.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def everything():
+    """All of the host that a run could leave other than it found it."""
+    model = shared.sd_model
+    attention = model.model.diffusion_model
+    return {
+        "weights": hash_of(model.state_dict().items()),
+        "alphas_cumprod": hash_of([("", model.alphas_cumprod)]),
+        "flags": [p.requires_grad for p in model.parameters()],
+        "grads": [p.grad is None for p in model.parameters()],
+        "modes": [m.training for m in model.modules()],
+        "forwards": [name for name, m in model.named_modules() if "forward" in vars(m)],
+        "others": [name for name, m in model.named_modules() if "process_texts" in vars(m)],
+        "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
+        "checkpointing": [(vars(m).get("checkpoint"), vars(m).get("use_checkpoint")) for m in model.modules()],
+        "classes": sorted({(type(m).__qualname__, id(type(m).forward)) for m in model.modules()}),
+        "dtype": vars(attention).get("dtype"),
+        "settings": json.dumps(shared.opts.data, default=str, sort_keys=True),
+        "options": str(sorted(vars(shared.cmd_opts).items(), key=str)),
+        "state": {n: v for n, v in vars(shared.state).items() if n in ("interrupt", "stop_generating", "interrupted")},
+        "reload": sd_models.reload_model_weights,
+        "random": random.getstate(),
+        "numpy": str(np.random.get_state()),  # noqa: NPY002 - the host's state, not ours
+        "torch": hash_of([("", torch.get_rng_state())]),
+        "grad mode": torch.is_grad_enabled(),
+    }
+
+
+def compare(before, after):
+    """Assert that nothing of `everything` differs, and say what does."""
+    assert before.keys() == after.keys()
+    differing = [name for name in before if before[name] != after[name]]
+    assert not differing, f"{differing} are not as before"
+
+
+def law_a_run_of_any_end_leaves_the_host_as_it_was():
+    runs = ours("runs")
+    other_lora()
+    trained("warm-up")
+    first = picture()
+    before = everything()
+    held = live_bytes()
+
+    def checked(name, status, phase):
+        assert status["phase"] == phase, (name, status)
+        after = everything()
+        compare(before, after)
+        assert live_bytes() <= held + 4096, f"{name}: {live_bytes() - held} bytes are still held"
+
+    settings = {"preview": {"prompts": ["a red toy <lora:other:1>"], "every_steps": 2}}
+    checked("a full run", ended(runs.start(config("full", **settings))), "finished")
+    stopped = runs.start(config("stopped", loop={"steps": 1000}))
+    wait_for(lambda: stopped.status()["step"] >= 1)
+    stopped.stop()
+    checked("a stop", ended(stopped), "stopped")
+    for name, fault in (
+        ("error", ValueError("a fault")),
+        ("memory", torch.cuda.OutOfMemoryError("CUDA out of memory")),
+    ):
+        host = ours("host").WebuiHost
+        plain, calls = host.denoiser, []
+
+        def failing(self, *args, plain=plain, calls=calls, fault=fault):
+            calls.append(1)
+            if len(calls) == 2:
+                raise fault
+            return plain(self, *args)
+
+        host.denoiser = failing
+        try:
+            status = ended(runs.start(config(name)))
+        finally:
+            host.denoiser = plain
+            # the thread's traceback holds the frames of the step
+            calls.clear()
+        assert ("a fault" if name == "error" else "out of memory") in status["error"], status
+        fault.__traceback__ = None
+        checked(name, status, "failed")
+    assert (picture() == first).all(), "the same seed gives another picture"
+
+
+def law_the_saved_file_gives_the_live_networks_picture():
+    publish, sampled = ours("publish"), {}
+    preview = {"prompts": [PROMPT], "every_steps": 3, "seed": 5}
+    run = ours("runs").start(config("live", preview=preview), txt2img={"sampler_name": "Euler"})
+    folder = Path(ended(run)["folder"])
+    for path in sorted((folder / "previews").glob("*.png")):
+        sampled[path.name[:6]] = pixels(path)
+    published = publish.publish(folder, name="Live network")
+    publish.refresh_menu()
+    assert published.prompt == "<lora:Live network:1> m0nster toy"
+    base = picture()
+    through_file = picture(PROMPT + "<lora:Live network:1>")
+    assert (sampled["000000"] == base).all(), "the first preview is not txt2img's own picture"
+    # both are rounded to whole pixel values: a thousandth may round to the next one
+    difference = np.abs(through_file - sampled["000003"])
+    assert difference.mean() < 1e-3 and difference.max() <= 2 / 255 + 1e-6, (difference.mean(), difference.max())
+    assert np.abs(base - through_file).mean() > 5e-3, "the network changes nothing"
+    assert (picture() == base).all(), "the network stayed in the weights"
+    keys = load_file(published.path)
+    assert any("te" in key.split("_")[1] for key in keys) and any("unet" in key for key in keys)
+    networks = sys.modules["networks"]
+    network = networks.load_network("Live network", networks.available_networks["Live network"])
+    assert len(network.modules) == len({key.split(".")[0] for key in keys}), "some keys match nothing"
+    card = json.loads(published.path.with_suffix(".json").read_text(encoding="utf-8"))
+    assert card["activation text"] == "m0nster toy" and card["preferred weight"] == 1.0
+    assert (published.path.parent / "Live network.preview.png").is_file()
+    again = publish.publish(folder, name="Live network")
+    assert again.path.name == "Live network-2.safetensors"
+
+
+def law_previews_change_nothing_of_the_training():
+    other_lora()
+    rows = {}
+    for name, preview in {
+        "none": {},
+        "many": {"prompts": ["a red toy <lora:other:1>", PROMPT], "every_steps": 1},
+    }.items():
+        picture("a toy <lora:other:1>")
+        folder = trained(f"rows-{name}", preview=preview)
+        rows[name] = (folder / "loss.csv").read_text(encoding="utf-8")
+        network = sorted((folder / "checkpoints").glob("*.safetensors"))[-1]
+        rows[name] += hash_of(sorted(load_file(network).items()))
+    assert rows["none"] == rows["many"]
+
+
+def law_a_preview_shows_the_network_as_it_is_and_any_network_of_its_prompt():
+    other_lora()
+    prompts = [PROMPT, PROMPT + " <lora:other:1>"]
+    folder = trained("shown", preview={"prompts": prompts, "every_steps": 1}, loop={"steps": 2})
+    shown = [[pixels(p) for p in sorted((folder / "previews").glob(f"*-{n}-*.png"))] for n in (1, 2)]
+    for pictures in shown:
+        assert len(pictures) == 3
+        for a, b in ((0, 1), (1, 2)):
+            assert np.abs(pictures[a] - pictures[b]).mean() > 1e-4, "a preview is stale"
+    assert np.abs(shown[0][0] - shown[1][0]).mean() > 1e-3, "the network of the prompt is not in the preview"
+
+
+def law_a_generation_that_is_asked_for_meanwhile_waits_and_works():
+    before = picture()
+    run = ours("runs").start(config("queue", loop={"steps": 4}))
+    wait_for(lambda: run.status()["phase"] == "training")
+    made = []
+    thread = threading.Thread(target=lambda: made.append((run.is_live, picture())))
+    live_while_waiting = run.is_live
+    thread.start()
+    assert ended(run)["phase"] == "finished" and live_while_waiting
+    thread.join(120)
+    assert made and (made[0][1] == before).all()
+
+
+def law_interrupt_stops_a_run_and_reload_does_not():
+    runs = ours("runs")
+    run = runs.start(config("interrupted", loop={"steps": 1000}))
+    wait_for(lambda: run.status()["step"] >= 1)
+    shared.state.request_restart()
+    assert shared.state.wait_for_server_command(1) == "restart"
+    step = run.status()["step"]
+    wait_for(lambda: run.status()["step"] >= step + 2)
+    shared.state.interrupt()
+    step = run.status()["step"]
+    status = ended(run)
+    assert status["phase"] == "stopped" and status["step"] <= step + 1
+
+
+def law_reload_keeps_a_live_run_and_its_modules_and_wraps_nothing_twice():
+    forwards = {name: getattr(torch.nn, name).forward for name in ("Linear", "Conv2d", "MultiheadAttention")}
+    runs = ours("runs")
+    run = runs.start(config("reloaded", loop={"steps": 1000}, preview={"prompts": [PROMPT], "every_steps": 3}))
+    wait_for(lambda: run.status()["step"] >= 1)
+    for _ in range(2):
+        reload()
+        assert ours("runs") is runs and runs.find(run.id) is run and runs.live_run() is run
+    step = run.status()["step"]
+    wait_for(lambda: run.status()["step"] >= step + 2)
+    run.stop()
+    assert ended(run)["phase"] == "stopped", run.status()
+    reload()
+    assert ours("runs") is not runs, "the pack is not loaded anew where no run goes on"
+    assert ours("runs").find(run.id).status()["phase"] == "stopped"
+    script_callbacks.before_ui_callback()
+    for name, forward in forwards.items():
+        now = getattr(torch.nn, name).forward
+        assert now.__qualname__ == forward.__qualname__, f"{name}.forward is wrapped by {now}"
+
+
+def law_captions_are_encoded_as_txt2img_encodes_plain_text():
+    from modules import prompt_parser
+
+    text, model = host().text, shared.sd_model
+    captions = ["a photo of a toy", "", "a very long caption, " * 30]
+    for caption in captions:
+        with torch.no_grad():
+            expected = model.get_learned_conditioning(prompt_parser.SdConditioning([caption], width=SIZE, height=SIZE))
+        expected = expected if isinstance(expected, dict) else {"crossattn": expected}
+        got = text.encode([caption])
+        assert torch.equal(got["text"], expected["crossattn"]), caption[:20]
+        if FAMILY == "sdxl":
+            sizes = torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]], dtype=torch.float32)
+            vector = text.vector({**got, "sizes": sizes}, torch.device("cpu"))
+            assert torch.allclose(vector, expected["vector"], atol=1e-6)
+    literal, escaped = "a (red:1.3) [old] toy\\", "a \\(red:1.3\\) \\[old\\] toy\\\\"
+    with torch.no_grad():
+        expected = model.get_learned_conditioning(prompt_parser.SdConditioning([escaped], width=SIZE, height=SIZE))
+        with_break = text.encode(["one BREAK two"])["text"]
+        lower = text.encode(["one break two"])["text"]
+    expected = expected["crossattn"] if isinstance(expected, dict) else expected
+    assert torch.equal(text.encode([literal])["text"], expected)
+    assert torch.equal(with_break, lower), "BREAK is no word"
+    long = "word " * 400
+    assert text.encode([long])["text"].shape[1] == 3 * 77, "captions are cut after data.max_token_chunks"
+    both = text.encode([captions[0], captions[2]])["text"]
+    assert both.shape[1] == text.encode([captions[2]])["text"].shape[1]
+    assert shared.opts.emphasis == "Original"
+
+
+def law_the_denoiser_is_the_hosts_own():
+    from modules import prompt_parser
+
+    current, model = host(), shared.sd_model
+    generator = torch.Generator().manual_seed(1)
+    x_t = torch.randn(2, 4, 8, 8, generator=generator)
+    t = torch.tensor([20, 700])
+    captions = prompt_parser.SdConditioning(["a toy", "a cat"], width=SIZE, height=SIZE)
+    with torch.no_grad():
+        conditioning = model.get_learned_conditioning(captions)
+        if FAMILY == "sdxl":
+            cond = {"crossattn": conditioning["crossattn"], "vector": conditioning["vector"]}
+            expected = model.apply_model(x_t, t, cond)
+        else:
+            expected = model.apply_model(x_t, t, conditioning)
+    sizes = torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]] * 2, dtype=torch.float32)
+    with current.held(), current.training(torch.float32, False):
+        got = current.denoiser(x_t, t, {**current.text.encode(list(captions)), "sizes": sizes})
+    assert (got - expected).abs().max() < 1e-4, (got - expected).abs().max()
+
+
+def law_recomputing_blocks_changes_no_gradient():
+    losses = {}
+    for recompute in (False, True):
+        loop = {"block_checkpointing": recompute, "steps": 2}
+        # with so large an eps the steps are as long as the gradients, and say how alike those are
+        optimizer = {"name": "adamw", "eps": 1.0, "clip_norm": 0.0}
+        folder = trained(f"recomputed-{recompute}", loop=loop, optimizer=optimizer, rate={"schedule": "1"})
+        losses[recompute] = load_file(sorted((folder / "checkpoints").glob("*.safetensors"))[-1])
+    ups = {name: tensor for name, tensor in losses[False].items() if "lora_up" in name}
+    assert sum(bool(tensor.abs().max() > 0) for tensor in ups.values()) > 0.8 * len(ups)
+    for name, tensor in ups.items():
+        assert torch.allclose(tensor, losses[True][name], rtol=1e-3, atol=1e-7), name
+
+
+def law_text_encoders_learn_in_every_layer_that_counts():
+    folder = trained("text", loop={"steps": 2})
+    network = load_file(sorted((folder / "checkpoints").glob("*.safetensors"))[-1])
+    ups = {name: bool(t.abs().max() > 0) for name, t in network.items() if "_te" in name and "lora_up" in name}
+    kinds = {name.split("_", 7)[-1].split(".")[0] for name in ups}
+    for kind in ("self_attn_q_proj", "self_attn_k_proj", "self_attn_v_proj", "self_attn_out_proj", "mlp_fc1"):
+        own = {name: learned for name, learned in ups.items() if kind in name}
+        assert own and any(own.values()), (kind, kinds)
+    for part in {name.split("_text_model")[0] for name in ups}:
+        first = [learned for name, learned in ups.items() if name.startswith(part + "_") and "_layers_0_" in name]
+        assert all(first) and len(first) == 6, part
+
+
+def law_a_network_left_in_the_weights_is_not_trained_on():
+    other_lora()
+    bases = []
+    for prompt in ("a toy", "a toy <lora:other:1>"):
+        picture(prompt)
+        folder = trained(f"left-{len(bases)}", loop={"steps": 1})
+        bases.append(json.loads((folder / "run.json").read_text(encoding="utf-8"))["base"])
+    assert bases[0] == bases[1]
+
+
+def law_a_checkpoint_that_goes_away_ends_the_run_with_everything_saved():
+    run = ours("runs").start(config("gone", loop={"steps": 1000}))
+    wait_for(lambda: run.status()["step"] >= 2)
+    data, model = sd_models.model_data, sd_models.model_data.sd_model
+    data.sd_model = None
+    try:
+        status = ended(run)
+    finally:
+        data.sd_model = model
+    assert status["phase"] == "failed" and "load it again" in status["error"], status
+    assert list((Path(status["folder"]) / "checkpoints").glob("*.safetensors"))
+
+
+def law_wrong_input_is_a_sentence():
+    runs = ours("runs")
+    for make in (
+        lambda: config("x", loop={"steps": -1}),
+        lambda: runs.start(config("x", data={"concepts": []})),
+        lambda: runs.start(config("x"), txt2img={"sampler": "Euler"}),
+        lambda: runs.resume(DATA / "nothing"),
+    ):
+        try:
+            make()
+        except ValueError as error:
+            assert len(str(error)) > 20
+        else:
+            raise AssertionError("nothing was refused")
+    status = ended(runs.start(config("x", data={"concepts": [{"folder": str(DATA / "nothing")}]})))
+    assert status["phase"] == "failed" and "nothing" in status["error"], status
+
+
+def reload():
+    """What the WebUI does at *Reload UI*, without its server."""
+    script_callbacks.script_unloaded_callback()
+    initialize.initialize_rest(reload_script_modules=False)
+    script_callbacks.before_ui_callback()
+
+
+def host():
+    """The host as a run makes it."""
+    from sd_atelier.lib.control import Control
+
+    return ours("host").WebuiHost(Control())
+
+
+def other_lora():
+    """A network named other in the LoRA folder, strong enough to be seen."""
+    path = Path(shared.cmd_opts.lora_dir) / "other.safetensors"
+    if not path.exists():
+        folder = trained("other", rate={"schedule": "5e-2"})
+        source = sorted((folder / "checkpoints").glob("*.safetensors"))[-1]
+        save_file(load_file(source), path, {"ss_output_name": "other"})
+    sys.modules["networks"].list_available_networks()
+
+
+def pixels(path):
+    """A picture in [0, 1]."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB")).astype(np.float32) / 255
+
+
+def wait_for(condition, seconds=120):
+    """Wait until it is so."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.02)
+
+
+def main():
+    """Run the laws that are asked for, or all, and say how each went."""
+    wanted = sys.argv_of_laws or [name for name in globals() if name.startswith("law_")]
+    for name in wanted:
+        began, wrong = time.monotonic(), ""
+        try:
+            globals()[name]()
+        except Exception:  # noqa: BLE001 - whatever it is goes to the test that asked
+            wrong = traceback.format_exc()
+        line = {"law": name, "wrong": wrong, "seconds": round(time.monotonic() - began, 1)}
+        print("\n" + json.dumps(line), flush=True)
+
+
+assert devices.device.type == "cpu" and CHECKPOINT.exists()
+sys.argv_of_laws = os.environ.get("A1111_LAWS", "").split()
+main()
+# the WebUI leaves threads behind that a normal end would wait for
+sys.stdout.flush()
+os._exit(0)
