@@ -1,0 +1,121 @@
+"""Tiny models of ComfyUI's own classes, with seeded weights, made as a checkpoint's are: under inference mode."""
+
+import comfy.model_patcher
+import comfy.sd1_clip
+import comfy.supported_models
+import torch
+
+CPU = torch.device("cpu")
+TEXT_WIDTH = {"sd1": 768, "sdxl": 2048, "sd3": 64, "flux": 64}
+POOLED_WIDTH = {"sdxl": 1280, "sd3": 32, "flux": 32}
+CHANNELS = {"sd1": 4, "sdxl": 4, "sd3": 16, "flux": 16}
+
+
+def _unet(context, **more):
+    return {
+        "image_size": 32,
+        "in_channels": 4,
+        "out_channels": 4,
+        "use_spatial_transformer": True,
+        "legacy": False,
+        "adm_in_channels": None,
+        "model_channels": 64,
+        "num_res_blocks": [1, 1],
+        "channel_mult": [1, 2],
+        "transformer_depth": [1, 1],
+        "transformer_depth_output": [1, 1, 1, 1],
+        "transformer_depth_middle": 1,
+        "use_linear_in_transformer": False,
+        "context_dim": context,
+        "use_temporal_attention": False,
+        "use_temporal_resblock": False,
+        **more,
+    }
+
+
+_CONFIGS = {
+    "sd1": ("SD15", _unet(768)),
+    "sdxl": (
+        "SDXL",
+        _unet(2048, adm_in_channels=2816, num_classes="sequential", use_linear_in_transformer=True),
+    ),
+    "sd3": (
+        "SD3",
+        {
+            "in_channels": 16,
+            "out_channels": 16,
+            "input_size": None,
+            "patch_size": 2,
+            "depth": 2,
+            "pos_embed_scaling_factor": None,
+            "pos_embed_max_size": 16,
+            "adm_in_channels": 32,
+            "context_embedder_config": {
+                "target": "torch.nn.Linear",
+                "params": {"in_features": 64, "out_features": 128},
+            },
+            "qk_norm": "rms",
+        },
+    ),
+    "flux": (
+        "Flux",
+        {
+            "image_model": "flux",
+            "in_channels": 16,
+            "out_channels": 16,
+            "patch_size": 2,
+            "vec_in_dim": 32,
+            "context_in_dim": 64,
+            "hidden_size": 64,
+            "mlp_ratio": 4.0,
+            "num_heads": 2,
+            "depth": 1,
+            "depth_single_blocks": 2,
+            "axes_dim": [8, 12, 12],
+            "theta": 10000,
+            "qkv_bias": True,
+            "guidance_embed": True,
+            "txt_ids_dims": [],
+        },
+    ),
+}
+FAMILIES = tuple(_CONFIGS)
+
+
+def seeded(module, seed=0):
+    """Weights that keep activations near 1; norms and biases a little off their neutral values."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in module.parameters():
+            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32)
+            if tensor.ndim > 1:
+                tensor.copy_(noise / tensor[0].numel() ** 0.5)
+            else:
+                tensor.copy_(noise * 0.1)
+        for name, tensor in module.named_parameters():
+            if tensor.ndim == 1 and name.endswith(("weight", "scale")):
+                tensor.add_(1)
+    return module
+
+
+def model(family, dtype=torch.float32, manual_cast=None, seed=0):
+    """A MODEL, as a loader node gives it. Call it in inference mode."""
+    name, config = _CONFIGS[family]
+    model_config = getattr(comfy.supported_models, name)(config)
+    model_config.set_inference_dtype(dtype, manual_cast)
+    made = model_config.get_model({}, "", device=CPU)
+    seeded(made.diffusion_model, seed)
+    return comfy.model_patcher.ModelPatcher(made, load_device=CPU, offload_device=CPU)
+
+
+def conditioning(family, batch=2, seed=1):
+    """What text encoders and the core would give for a batch."""
+    generator = torch.Generator().manual_seed(seed)
+    given = {
+        "text": torch.randn(batch, 7, TEXT_WIDTH[family], generator=generator),
+        "sizes": torch.tensor([[640.0, 512, 0, 64 * i, 512, 512] for i in range(batch)]),
+        "guidance": torch.full((batch,), 2.0),
+    }
+    if family in POOLED_WIDTH:
+        given["pooled"] = torch.randn(batch, POOLED_WIDTH[family], generator=generator)
+    return given
