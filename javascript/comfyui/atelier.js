@@ -80,6 +80,9 @@ function listen() {
     showRun(run);
     tellTheEnd(run);
   });
+  comfy.on("progress_text", () => {
+    for (const [, node] of comfy.nodesOf(TRAIN)) comfy.hideProgressText(node);
+  });
   comfy.onReconnected(lookForRuns);
 }
 
@@ -120,7 +123,7 @@ function addSchedulePanel(node) {
 function command(id, what) {
   return {
     id: `Atelier.${id}`,
-    label: t(`button.${what}.name`),
+    label: t(`commands.Atelier_${id}.label`),
     function: () => {
       const found = comfy.selectedNode(TRAIN);
       const run = found && runs.ofNode(found[0]);
@@ -140,8 +143,8 @@ comfy.register({
   settings: [
     {
       id: "Atelier.TellTheEnd",
-      name: t("setting.tell_the_end.name"),
-      tooltip: t("setting.tell_the_end.help"),
+      name: t("settings.Atelier_TellTheEnd.name"),
+      tooltip: t("settings.Atelier_TellTheEnd.tooltip"),
       category: ["Atelier", "Runs", "TellTheEnd"],
       type: "boolean",
       defaultValue: true,

@@ -50,9 +50,12 @@ function isCanvasRenderer() {
   return !globalThis.LiteGraph?.vueNodesMode;
 }
 
-/** Make a node at least as large as its widgets need, and at least so wide. */
+/**
+ * Make a node at least as large as its widgets need, and at least so wide. Where the page lays the nodes out itself, their
+ * height follows what is in them.
+ */
 export function fit(node, minWidth = 0) {
-  const [width, height] = node.computeSize();
+  const [width, height] = isCanvasRenderer() ? node.computeSize() : [0, 0];
   const wanted = [Math.max(node.size[0], width, minWidth), Math.max(node.size[1], height)];
   if (wanted[0] > node.size[0] || wanted[1] > node.size[1]) node.setSize(wanted);
   node.setDirtyCanvas?.(true, true);

@@ -1,11 +1,15 @@
-// The panels' words in the language of the page. They come with the pack's translations: `atelier` in
-// locales/<language>/main.json.
+// The panels' words in the language of the page. They come with the pack's translations: what is below `atelier` in
+// locales/<language>/main.json, and `commands` and `settings` from the files of those names.
 
 let words = {};
 
 /** `tables`: language -> translations, as ComfyUI serves them. */
 export function setLanguage(language, tables) {
-  const of = (name) => tables[name]?.atelier ?? {};
+  const of = (name) => ({
+    ...tables[name]?.atelier,
+    commands: tables[name]?.commands ?? {},
+    settings: tables[name]?.settings ?? {},
+  });
   const [family] = String(language).split("-");
   words = merged(of("en"), merged(of(family), of(language)));
 }

@@ -155,7 +155,9 @@ export class TrainPanel {
     if (!run) text = t("train.idle");
     else if (run.asked.size) text = t(`asked.${[...run.asked].at(-1)}`);
     else if (run.file && ENDED.has(run.state)) text = t(`train.saved`, { file: run.file });
-    const said = run ? [run.message, ENDED.has(run.state) ? "" : run.note] : [];
+    // While steps are taken, what was last said of the preparations is no longer true.
+    const isUnderWay = run?.step !== null && ["running", "paused"].includes(run?.state);
+    const said = run ? [isUnderWay ? "" : run.message, ENDED.has(run.state) ? "" : run.note] : [];
     setText(this.message, [text, ...said.filter((line) => line && line !== text)].filter(Boolean).join("\n"));
     this.message.hidden = !this.message.textContent;
   }
