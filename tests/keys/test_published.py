@@ -128,6 +128,9 @@ def test_slices_that_share_their_down_keep_its_rank() -> None:
     adapters, _ = adapters_in("sd3", file)
     assert adapters[QKV].down.shape == (2, D)
     assert torch.equal(delta(adapters[QKV]), torch.cat([deltas[SPLIT + x] for x in "qkv"]))
+    adapters, _ = adapters_in("sd3", file | {f"{SPLIT}k.alpha": torch.tensor(1.0)})  # half the scale of the others
+    deltas[SPLIT + "k"] /= 2
+    assert torch.allclose(delta(adapters[QKV]), torch.cat([deltas[SPLIT + x] for x in "qkv"]), rtol=1e-6, atol=1e-6)
 
 
 def test_a_slice_that_the_file_lacks_is_no_change() -> None:
