@@ -16,7 +16,7 @@ header { padding: 20px 24px 8px } h1 { font-size: 22px; margin: 0 } p { margin: 
 .scroll { overflow-x: auto; padding: 0 24px 24px } table { border-spacing: 8px 4px }
 th { text-align: left; font-weight: 600; white-space: nowrap; position: sticky; top: 0; background: #fff }
 td { vertical-align: top; padding: 0 } td.label { padding-top: 10px; color: #6B7885 } td.label b { color: #1F2933 }
-td.label div { position: sticky; left: 24px; width: max-content; max-width: 90vw }
+td.label div { position: sticky; left: 0; width: max-content; max-width: 90vw }
 img { display: block; background: #F1F4F6; image-rendering: auto } a:hover img { outline: 3px solid #2563EB }
 td.empty { background: #F1F4F6; color: #B45309; padding: 8px; font-size: 13px }
 .figures { font-size: 13px; color: #6B7885; list-style: none; margin: 0; padding: 0 } .warns { color: #B45309 }
@@ -27,7 +27,7 @@ td.empty { background: #F1F4F6; color: #B45309; padding: 8px; font-size: 13px }
 def gallery(sheet: Sheet, cells: Mapping[tuple[int, int], Cell], cell_size: tuple[int, int]) -> str:
     """The page, as text. Cells are links to their files beside the page; a strip without files shows labels alone."""
     width, height = cell_size
-    shown = min(256, max(width, 128))
+    shown = min(256, max(width, 192))
     size = f'width="{shown}" height="{max(1, round(shown * height / width))}"'
     head = "".join(f"<th>{_text(label)}</th>" for label in sheet.columns)
     body = []
