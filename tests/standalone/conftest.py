@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from sd_atelier.lib.standalone.demo.model import write_pipeline
 from sd_atelier.lib.standalone.host import StandaloneHost
 from sd_atelier.lib.standalone.pipeline import load_pipeline
 from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent))  # for tiny_families
+
+from tiny_families import write_family
 
 MakeHost = Callable[..., StandaloneHost]
 
@@ -45,6 +50,17 @@ def make_host(tiny_model: Path) -> MakeHost:
         return StandaloneHost(pipeline, model_info=info, device=torch.device("cpu"), **options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def family_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`family_model(name)`: a tiny model of another family, one of `tiny_families.FAMILIES`, as a diffusers folder."""
+    root = tmp_path_factory.mktemp("families")
+
+    def folder(name: str) -> Path:
+        return root / name if (root / name).is_dir() else write_family(root / name, name)
+
+    return folder
 
 
 @pytest.fixture(scope="session")
