@@ -31,6 +31,8 @@ _KINDS = {
     "kohya": {"attention", "mlp", "projection"},
     "all": {"attention", "mlp", "projection", "block"},
 }
+# the file of sd-scripts that reads a network of this family
+_KOHYA_MODULES = {"sd3": "networks.lora_sd3", "flux": "networks.lora_flux"}
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ class Lora:
             else {}
         )
         return {
-            "ss_network_module": "networks.lora",
+            "ss_network_module": _KOHYA_MODULES.get(self._family, "networks.lora"),
             "ss_network_dim": str(self._config.rank),
             "ss_network_alpha": str(self._config.alpha),
             "ss_network_dropout": str(self._config.dropout) if self._config.dropout else "None",

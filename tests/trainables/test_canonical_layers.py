@@ -295,6 +295,11 @@ def test_rules_name_the_canonical_layer_in_every_host() -> None:
         assert name == "lora_unet_joint_blocks_0_x_block_attn_qkv"
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_reader_in_sd_scripts_is_named(family) -> None:
+    assert trained(split_host(family)).metadata()["ss_network_module"] == f"networks.lora_{family}"
+
+
 @pytest.mark.parametrize(
     ("settings", "parts"),
     [
