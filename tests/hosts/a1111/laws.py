@@ -207,10 +207,13 @@ def law_the_saved_file_gives_the_live_networks_picture():
     assert published.prompt == "<lora:Live network:1> m0nster toy"
     base = picture()
     through_file = picture(PROMPT + "<lora:Live network:1>")
-    assert (sampled["000000"] == base).all(), "the first preview is not txt2img's own picture"
-    # both are rounded to whole pixel values: a thousandth may round to the next one
-    difference = np.abs(through_file - sampled["000003"])
-    assert difference.mean() < 1e-3 and difference.max() <= 2 / 255 + 1e-6, (difference.mean(), difference.max())
+    # pictures have whole pixel values: a difference of far less than a thousandth may round one to the next
+    for made, expected, what in (
+        (sampled["000000"], base, "the first preview is not txt2img's own picture"),
+        (sampled["000003"], through_file, "the saved file does not give the live network's picture"),
+    ):
+        difference = np.abs(made - expected)
+        assert difference.mean() < 1e-4 and difference.max() <= 1 / 255 + 1e-6, (what, difference.max())
     assert np.abs(base - through_file).mean() > 5e-3, "the network changes nothing"
     assert (picture() == base).all(), "the network stayed in the weights"
     keys = load_file(published.path)

@@ -1,0 +1,38 @@
+"""Runs in a real WebUI, on every checkpoint that is there: the laws of `laws.py`, which run in the WebUI's process."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+spec = importlib.util.spec_from_file_location("webui_tests", Path(__file__).with_name("conftest.py"))
+around = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(around)
+
+pytestmark = pytest.mark.skipif(bool(around.missing()), reason=around.missing() or "there is a WebUI")
+
+LAWS = around.laws("laws.py")
+# the host moves the model about, or keeps it in 8 bits: what the numbers of a run could suffer from
+MOVED = (
+    "law_a_run_of_any_end_leaves_the_host_as_it_was",
+    "law_previews_change_nothing_of_the_training",
+    "law_the_saved_file_gives_the_live_networks_picture",
+    "law_text_encoders_learn_in_every_layer_that_counts",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("checkpoint", list(around.checkpoints()) or ["none"])
+def test_a_law_holds(webui, checkpoint, law):
+    wrong = webui.wrong(checkpoint, law, LAWS)
+    assert not wrong, wrong
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("law", MOVED)
+@pytest.mark.parametrize("arguments", ["--no-half --medvram", "--no-half --lowvram"])
+@pytest.mark.parametrize("checkpoint", [name for name in around.checkpoints() if not name.endswith("-v")] or ["none"])
+def test_a_law_holds_where_the_host_moves_the_model(webui, checkpoint, arguments, law):
+    wrong = webui.wrong(checkpoint, law, MOVED, arguments)
+    assert not wrong, wrong
