@@ -1,6 +1,6 @@
 """A data set that a host has encoded already: latents, and for each the conditioning of its caption.
 
-Captions here are names of conditionings, nothing more: text is never encoded, so it can be neither shuffled nor trained.
+Captions here are names of conditionings, nothing more: text is never encoded, so it is neither shuffled nor trained.
 """
 
 from __future__ import annotations
@@ -37,9 +37,12 @@ class Given:
 
 
 class GivenText:
-    """The text encoder of such a data set: looks conditionings up, and asks the host's own for the empty caption alone."""
+    """The text encoder of such a data set: looks conditionings up, and asks the host's own for the empty caption alone.
 
-    def __init__(self, given: Given, empty: TextEncoder) -> None:
+    Where the host has none, the empty caption is zeros, of the shape of the first conditioning.
+    """
+
+    def __init__(self, given: Given, empty: TextEncoder | None) -> None:
         self._given, self._empty = given.conditionings, empty
 
     @property
@@ -64,7 +67,9 @@ class GivenText:
             return self._given[caption]
         if caption:
             raise ValueError(f'there is no conditioning for "{caption[:80]}": latents come with encoded captions only')
-        return self._empty.encode([""])
+        if self._empty is not None:
+            return self._empty.encode([""])
+        return {name: torch.zeros_like(tensor) for name, tensor in next(iter(self._given.values())).items()}
 
 
 def content_of(conditioning: Conditioning) -> str:

@@ -1,0 +1,42 @@
+"""What ComfyUI is given: the nodes, in the order of the menu, and the routes."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .data import Concepts, DatasetFolder, DatasetImages, DatasetLatents
+from .lora import LoadLora, SaveLora
+from .options import Captions, Lora, Objective, Optimizer, Schedule
+from .results import LossReport, RunLoader
+from .routes import add_routes
+from .train import Train
+
+NODES: tuple[type[io.ComfyNode], ...] = (
+    DatasetFolder,
+    DatasetImages,
+    DatasetLatents,
+    Concepts,
+    Captions,
+    Schedule,
+    Optimizer,
+    Objective,
+    Lora,
+    Train,
+    RunLoader,
+    LossReport,
+    SaveLora,
+    LoadLora,
+)
+
+
+class AtelierExtension(ComfyExtension):
+    """The pack."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """The nodes; the routes are added with them, since older versions have no other hook."""
+        from server import PromptServer
+
+        server = getattr(PromptServer, "instance", None)
+        if server is not None:  # there is none where a tool lists nodes
+            add_routes(server.routes)
+        return list(NODES)
