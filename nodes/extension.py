@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .checkpoints import CheckpointList, LinkCheckpoints
 from .data import Concepts, DatasetFolder, DatasetImages, DatasetLatents
 from .lora import LoadLora, SaveLora
 from .options import Captions, Lora, Objective, Optimizer, Schedule
 from .results import LossReport, RunLoader
 from .routes import add_routes
+from .strip import CheckpointStrip
 from .train import Train
 
 NODES: tuple[type[io.ComfyNode], ...] = (
@@ -26,6 +28,9 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     LossReport,
     SaveLora,
     LoadLora,
+    CheckpointList,
+    CheckpointStrip,
+    LinkCheckpoints,
 )
 
 

@@ -1,11 +1,9 @@
 """What is said in pyproject.toml, README and .ci/run is so, and what is built from them is whole."""
 
-import asyncio
 import re
 import shutil
 import subprocess
 import sys
-import types
 import zipfile
 from pathlib import Path
 
@@ -13,7 +11,6 @@ import pytest
 import sd_atelier
 from sd_atelier import install
 from sd_atelier.lib.standalone.cli import COMMANDS
-from sd_atelier.nodes import NODES
 
 try:
     import tomllib
@@ -137,14 +134,9 @@ def test_the_prescribed_top_level_is_there():
     assert [name for name in names.split() if not (ROOT / name).exists()] == []
 
 
-def test_comfyui_gets_the_nodes_of_the_node_list(monkeypatch):
-    latest = types.ModuleType("comfy_api.latest")
-    latest.ComfyExtension = type("ComfyExtension", (), {})
-    monkeypatch.setitem(sys.modules, "comfy_api", types.ModuleType("comfy_api"))
-    monkeypatch.setitem(sys.modules, "comfy_api.latest", latest)
-    extension = asyncio.run(sd_atelier.comfy_entrypoint())
-    assert isinstance(extension, latest.ComfyExtension)
-    assert asyncio.run(extension.get_node_list()) == list(NODES)
+def test_the_web_folder_that_comfyui_is_told_is_there():
+    assert (ROOT / sd_atelier.WEB_DIRECTORY).is_dir()
+    assert list((ROOT / sd_atelier.WEB_DIRECTORY).glob("*.js"))
 
 
 def test_the_entry_imports_nothing_of_a_host():
