@@ -51,5 +51,6 @@ A file imports its own layer and below; tests/test_layers.py reads the imports a
         network_metadata.py  what a published network says of itself
         trainer.py       the loop
         preparation.py   from a host and a configuration to a trainer: start, resume, fork
+        preflight.py     two steps before a run: memory, hours, money, and what to change if it does not fit
     L4  standalone/      a third host over diffusers: command line, headless runs, demo
 """

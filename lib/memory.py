@@ -22,6 +22,30 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def reset_peak(device: torch.device) -> bool:
+    """Let the peak start from what is used now. Whether that can be done: on CUDA, and on Linux for the CPU."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    if sys.platform != "linux":
+        return False
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False  # some containers forbid it
+    return True
+
+
+def available_mb(device: torch.device) -> float | None:
+    """Memory that this program can have in all, MiB: what is free and what it uses already; None where unknown."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return (free + torch.cuda.memory_reserved(device)) / 2**20
+    if sys.platform != "linux":
+        return None
+    return (_kilobytes("/proc/meminfo", "MemAvailable:") + _kilobytes("/proc/self/status", "VmRSS:")) / 2**10
+
+
 def peak_mb(device: torch.device) -> float:
     """Peak memory, MiB: on CUDA what torch allocated, on the CPU the process's resident set; 0.0 where unknown."""
     if device.type == "cuda":
@@ -30,9 +54,12 @@ def peak_mb(device: torch.device) -> float:
         return 0.0
     if sys.platform == "linux":
         # not getrusage: after an exec that still counts the memory of the program which started this one
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-        return int(status.split("VmHWM:")[1].split()[0]) / 2**10
+        return _kilobytes("/proc/self/status", "VmHWM:") / 2**10
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _kilobytes(file: str, name: str) -> int:
+    return int(Path(file).read_text(encoding="ascii", errors="replace").split(name)[1].split()[0])

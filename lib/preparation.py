@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -177,6 +178,20 @@ def fork(
             trainer = _trainer(host, config, run, data, plan)
             trainer.restore(run.load()[0])
             yield Prepared(trainer, run, data.notes + notes + _rate_notes(plan), _summary(trainer, data))
+
+
+@contextmanager
+def rehearsal(
+    host: Host, config: RunConfig, parent: Path, report: Report = lambda text: None, given: Given | None = None
+) -> Iterator[Prepared]:
+    """A trainer as `start` makes it, to take some steps with: its run folder is a temporary one, and is removed."""
+    config = check_settings(config)
+    with _trains(), _data(host, config, parent, report, given) as data, TemporaryDirectory() as folder:
+        plan = _plan(host, config, data, 0, Position())
+        run = RunFolder.create(folder, config.name, config, **_identity(host, data))
+        with run.owner():
+            trainer = _trainer(host, config, run, data, plan)
+            yield Prepared(trainer, run, data.notes + _rate_notes(plan), _summary(trainer, data))
 
 
 def _keep_weights(host: Host, config: RunConfig) -> None:

@@ -183,7 +183,7 @@ class Trainer:
                 self.save()
                 return Outcome("stopped", self.step)
             epoch = self._position.epoch
-            self._one_step()
+            self.one_step()
             self._check_finite()
             if self._due(self.config.record.flush_every_steps):
                 self._with_patience(self.recorder.flush)
@@ -209,7 +209,8 @@ class Trainer:
             self._show("paused")
             time.sleep(PAUSED_SECONDS)
 
-    def _one_step(self) -> None:
+    def one_step(self) -> None:
+        """One update, from the loader's next step; inside `ready`, with the optimizer's state allocated."""
         rates = self._rates(self.step)
         batches = self.loader.next_step()
         means = []

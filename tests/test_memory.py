@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from sd_atelier.lib.memory import is_out_of_memory, peak_mb
+from sd_atelier.lib.memory import available_mb, is_out_of_memory, peak_mb, reset_peak
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,34 @@ def test_the_peak_is_this_programs_own() -> None:
     more = torch.ones(int(own + 200) * 2**20, dtype=torch.uint8)
     assert peak_mb(torch.device("cpu")) > own + 150
     assert more[0] == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a peak cannot start anew")
+def test_a_peak_starts_anew_and_counts_what_is_used_from_there() -> None:
+    cpu = torch.device("cpu")
+    big = torch.ones(600 * 2**20, dtype=torch.uint8)
+    high = peak_mb(cpu)
+    del big
+    if not reset_peak(cpu):
+        pytest.skip("this container does not let a program reset its peak")
+    low = peak_mb(cpu)
+    assert low < high - 400
+    more = torch.ones(200 * 2**20, dtype=torch.uint8)
+    assert 150 < peak_mb(cpu) - low < 300
+    assert more[0] == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is not known")
+def test_what_there_is_counts_what_this_program_has_already() -> None:
+    before = available_mb(torch.device("cpu"))
+    ballast = torch.ones(300 * 2**20, dtype=torch.uint8)
+    after = available_mb(torch.device("cpu"))
+    assert before is not None and after is not None and ballast[0] == 1
+    assert after > 300
+
+
+@pytest.mark.parametrize("platform", ["win32", "darwin"])
+def test_what_is_not_known_is_not_guessed(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    assert available_mb(torch.device("cpu")) is None
+    assert reset_peak(torch.device("cpu")) is False

@@ -150,6 +150,21 @@ class Loader:
         """Where the next step starts."""
         return Position(self._plan.epoch, dict(self._plan.consumed), self._step)
 
+    def largest(self) -> Position:
+        """Where the step of this epoch starts that needs the most memory: the one with the largest batch.
+
+        Among equals the one with the most batches counts, and then the first.
+        """
+        plan = self._plan_of(self._plan.epoch, {}, self._batch_size, self._accumulate)
+        sizes = []
+        for index, occurrence in zip(plan.sequence.tolist(), plan.occurrences.tolist(), strict=True):
+            width, height = self._samples[self._buckets[index].members[0]].bucket
+            left = len(plan.orders[index]) - occurrence * self._batch_size
+            sizes.append(width * height * min(left, self._batch_size))
+        steps = [sizes[i : i + self._accumulate] for i in range(0, len(sizes), self._accumulate)]
+        largest = max(range(len(steps)), key=lambda step: (max(steps[step]), len(steps[step]), -step))
+        return Position(plan.epoch, {}, largest)
+
     def seek(self, position: Position) -> None:
         """Go to a position of a loader with the same samples and settings. Errors: `ValueError` when it is none."""
         plan = self._plan_at(position, self._batch_size, self._accumulate)

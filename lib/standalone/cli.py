@@ -13,6 +13,7 @@ import sys
 
 COMMANDS = {
     "train": "train a network on pictures",
+    "probe": "two steps of a run: what it needs of memory, hours and money, and what to change if it does not fit",
     "resume": "go on with a run as it was",
     "fork": "branch off from a checkpoint with changed settings",
     "strip": "every checkpoint of a run at fixed seeds, side by side",

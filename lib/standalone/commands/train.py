@@ -80,13 +80,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, default=Path("runs"), help="folder that run folders are made in")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Train. Returns 0 when finished, 3 when stopped."""
+def settings(args: argparse.Namespace) -> RunConfig:
+    """The settings that file and options give together."""
     values = _read(args.config) if args.config else {}
     if args.data:
         values.setdefault("data", {})["concepts"] = [_concept(text) for text in args.data]
     put(values, given(args))
-    config = from_dict(RunConfig, values)
+    return from_dict(RunConfig, values)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train. Returns 0 when finished, 3 when stopped."""
+    config = settings(args)
     return train(args, config, lambda host, say: start(host, config, args.output, say))
 
 

@@ -121,7 +121,7 @@ def build(setup: Setup) -> Step:
             )
         ]
         loss.given = Drawn(batch.noise, batch.t)
-        trainer._one_step()
+        trainer.one_step()
         return loss.losses.mean().item()
 
     return step
