@@ -19,8 +19,9 @@ from .blocks import blocks_of
 from .conditions import model_conds
 from .families import family_of, text_parts
 from .latents import ComfyAutoencoder
-from .loaded import LoadedModel
+from .loaded import LoadedModel, compute_dtype_of
 from .prediction import prediction_of, raw_prediction, sigma_of
+from .rope import differentiable_rope
 from .sampling import ComfySampler
 from .text import ComfyText
 
@@ -71,7 +72,7 @@ class ComfyHost:
             clip.clip_layer(-clip_skip)
         self.family = family_of(base)
         self.device: torch.device = model.load_device
-        self.compute_dtype: torch.dtype = base.get_dtype_inference()
+        self.compute_dtype: torch.dtype = compute_dtype_of(base)
         self._sampling = model.get_model_object("model_sampling")
         self.prediction, self.alphas_cumprod = prediction_of(self._sampling)
         latent_format = model.get_model_object("latent_format")
@@ -144,6 +145,7 @@ class ComfyHost:
             stack.enter_context(self._loaded.training(self._train_text, block_checkpointing))
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
+            stack.enter_context(differentiable_rope())
             if self._train_text and isinstance(self._text, ComfyText):
                 stack.enter_context(self._text.training())
             roots = self._loaded.roots() if self._train_text else [base.diffusion_model]

@@ -27,6 +27,11 @@ from .blocks import blocks_of
 _RESERVE = 0.25  # of a block's activations are kept in training, as a share of what sampling estimates for the whole
 
 
+def compute_dtype_of(model: Any) -> torch.dtype:
+    """The type that ComfyUI computes a model in."""
+    return model.manual_cast_dtype or model.get_dtype()
+
+
 class LoadedModel:
     """A MODEL, and a CLIP where its text encoders are trained too."""
 
@@ -94,7 +99,7 @@ class LoadedModel:
             comfy.ops.uncast_bias_weight(*borrowed)
 
     def _dtype_of(self, layer: nn.Module) -> torch.dtype:
-        return torch.float32 if id(layer) in self._text_modules else self.model.get_dtype_inference()
+        return torch.float32 if id(layer) in self._text_modules else compute_dtype_of(self.model)
 
     def load(self, memory_bytes: float) -> None:
         """Have ComfyUI load the model with room for `memory_bytes` beside it, unless it has."""

@@ -12,10 +12,13 @@ if not os.environ.get("COMFYUI_PATH"):
     pytest.skip("COMFYUI_PATH names no ComfyUI", allow_module_level=True)
 
 import importlib.util
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from unittest import mock
 
 import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
 import comfy.sampler_helpers
 import comfy.samplers
 from sd_atelier.lib.config import TrainableConfig
@@ -38,14 +41,11 @@ def rope(x, freqs_cis):
 class OutOfPlace(TorchFunctionMode):
     """`x += y` and its like make a new tensor, inside; the name is bound to it. What cannot be turned so is refused."""
 
-    NEW = {getattr(torch.Tensor, f"{name}_"): getattr(torch.Tensor, name) for name in ("add", "sub", "mul", "div")}
-    HARMLESS = ("requires_grad_",)
-
     def __torch_function__(self, func, types, args=(), kwargs=None):
         name = getattr(func, "__name__", "")
-        if func in self.NEW:
-            func = self.NEW[func]
-        elif name == "__setitem__" or (name.endswith("_") and not name.endswith("__") and name not in self.HARMLESS):
+        if name in ("add_", "sub_", "mul_", "div_"):
+            func = getattr(torch.Tensor, name.removesuffix("_"))
+        elif name == "__setitem__" or (name.endswith("_") and not name.endswith("__") and name != "requires_grad_"):
             assert not any(isinstance(a, torch.Tensor) and a.requires_grad for a in args), f"{name} writes in place"
         return func(*args, **(kwargs or {}))
 
@@ -54,7 +54,12 @@ def loaded(family, **options):
     """A MODEL and its host, made as in a node."""
     with torch.inference_mode():
         model = tiny_models.model(family, **options)
-        return model, ComfyHost(model)
+    return model, hosted(model)
+
+
+def hosted(model):
+    with torch.inference_mode():
+        return ComfyHost(model)
 
 
 def trainable_of(host):
@@ -113,8 +118,8 @@ def predicted(model, calls):
     return torch.cat([(x - model.apply_model(x, s, transformer_options={}, **conds)) / s for x, s, conds in calls])
 
 
-def reference(base, trainable, family, host, changed=lambda weight: weight):
-    """Prediction and gradients of a copy in float64, on weights that `changed` has gone over."""
+def reference(base, trainable, family, host, differences=None):
+    """Prediction and gradients of a copy in float64; `differences` are added to its weights, by name."""
     x_t, t, conditioning, target = batch(family, host)
     values = {name: p.detach().double() for name, p in trainable.parameters().items()}
     with torch.no_grad():
@@ -130,8 +135,10 @@ def reference(base, trainable, family, host, changed=lambda weight: weight):
             for key, parameter in list(module._parameters.items()):
                 if parameter is not None:
                     del module._parameters[key]
-                    weight = weights[f"{prefix}.{key}" if prefix else key]
-                    plain[id(module), key] = changed(weight.detach().clone()).double()
+                    name = f"{prefix}.{key}" if prefix else key
+                    weight = weights[name]
+                    weight = weight.dequantize() if hasattr(weight, "dequantize") else weight
+                    plain[id(module), key] = weight.detach().double() + (differences or {}).get(name, 0)
                     setattr(module, key, plain[id(module), key])
         twin.double()
         for module in twin.diffusion_model.modules():
@@ -150,15 +157,18 @@ def reference(base, trainable, family, host, changed=lambda weight: weight):
                 module.weight = base_weight + delta.view(base_weight.shape)
             return predicted(twin, calls)
 
-        before = comfy.model_management.in_training
-        comfy.model_management.in_training = True
         leaves = [value.requires_grad_() for value in values.values()]
-        try:
-            with torch.enable_grad(), OutOfPlace(), mock.patch("comfy.ldm.flux.math._apply_rope1", rope):
-                prediction = program(*leaves)
-                loss = (prediction - target).square().mean()
-        finally:
-            comfy.model_management.in_training = before
+        with (
+            mock.patch.object(comfy.model_management, "in_training", True, create=True),
+            mock.patch("comfy.ldm.flux.math.apply_rope1", rope),
+            mock.patch(
+                "comfy.ldm.flux.math.apply_rope", lambda q, k, freqs_cis: (rope(q, freqs_cis), rope(k, freqs_cis))
+            ),
+            torch.enable_grad(),
+            OutOfPlace(),
+        ):
+            prediction = program(*leaves)
+            loss = (prediction - target).square().mean()
         grads = torch.autograd.grad(loss, leaves)
     return prediction.detach(), dict(zip(names, grads, strict=True))
 
@@ -179,5 +189,71 @@ def test_gradients_equal_an_out_of_place_reference(family, checkpointing):
     trainable = trainable_of(host)
     expected, grads = reference(model.model, trainable, family, host)
     prediction, got = ours(host, trainable, family, checkpointing)
+    assert (prediction - expected).norm() / expected.norm() < 1e-5
+    assert_alike(got, grads, 1e-5)
+
+
+@contextmanager
+def offloading():
+    """ComfyUI loads no layer that it can bring when it is needed, as where memory is short."""
+    load = comfy.model_patcher.ModelPatcher.load
+
+    def load_partly(self, device_to=None, lowvram_model_memory=0, force_patch_weights=False, full_load=False):
+        return load(self, device_to, 1, force_patch_weights, False)
+
+    with mock.patch.object(comfy.model_patcher.ModelPatcher, "load", load_partly):
+        yield
+
+
+@pytest.mark.parametrize("offloaded", [False, True])
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_patches_on_the_model_are_trained_upon(family, offloaded):
+    model, _ = loaded(family)
+    generator = torch.Generator().manual_seed(6)
+    names = [name for name, p in model.model.diffusion_model.named_parameters() if p.ndim > 1][::3]
+    weights = dict(model.model.diffusion_model.named_parameters())
+    differences = {
+        name: 0.3 * weights[name].detach().std().item() * torch.randn(weights[name].shape, generator=generator)
+        for name in names
+    }
+    before = {name: weight.clone() for name, weight in weights.items()}
+    with torch.inference_mode():
+        model = model.clone()
+        model.add_patches({f"diffusion_model.{name}": ("diff", (value,)) for name, value in differences.items()})
+    host = hosted(model)
+    trainable = trainable_of(host)
+    expected, grads = reference(model.model, trainable, family, host, differences)
+    with offloading() if offloaded else nullcontext():
+        prediction, got = ours(host, trainable, family)
+        patched = [m for m in model.model.modules() if getattr(m, "weight_function", None)]
+        assert bool(patched) == offloaded
+    assert (prediction - expected).norm() / expected.norm() < 1e-5
+    assert_alike(got, grads, 1e-5)
+    with torch.inference_mode():
+        model.unpatch_model(tiny_models.CPU)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.model.diffusion_model.named_parameters())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+@pytest.mark.parametrize("stored", [torch.float8_e4m3fn, torch.float16, torch.bfloat16])
+def test_weights_stored_in_fewer_bits_are_trained_upon(stored, family, checkpointing):
+    model, host = loaded(family, dtype=stored, manual_cast=torch.float32)
+    trainable = trainable_of(host)
+    expected, grads = reference(model.model, trainable, family, host)
+    prediction, got = ours(host, trainable, family, checkpointing)
+    assert (prediction - expected).norm() / expected.norm() < 1e-5
+    assert_alike(got, grads, 1e-5)
+
+
+@pytest.mark.skipif(not hasattr(comfy.ops, "mixed_precision_ops"), reason="this ComfyUI has no quantised layers")
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_quantised_weights_are_trained_upon(family):
+    with torch.inference_mode():
+        model = tiny_models.quantised(family)
+    host = hosted(model)
+    trainable = trainable_of(host)
+    expected, grads = reference(model.model, trainable, family, host)
+    prediction, got = ours(host, trainable, family)
     assert (prediction - expected).norm() / expected.norm() < 1e-5
     assert_alike(got, grads, 1e-5)

@@ -1,7 +1,9 @@
 """Tiny models of ComfyUI's own classes, with seeded weights, made as a checkpoint's are: under inference mode."""
 
+import json
+
 import comfy.model_patcher
-import comfy.sd1_clip
+import comfy.ops
 import comfy.supported_models
 import torch
 
@@ -86,15 +88,12 @@ def seeded(module, seed=0):
     """Weights that keep activations near 1; norms and biases a little off their neutral values."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for tensor in module.parameters():
-            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32)
-            if tensor.ndim > 1:
-                tensor.copy_(noise / tensor[0].numel() ** 0.5)
-            else:
-                tensor.copy_(noise * 0.1)
         for name, tensor in module.named_parameters():
+            value = torch.randn(tensor.shape, generator=generator)
+            value = value / tensor[0].numel() ** 0.5 if tensor.ndim > 1 else value * 0.1
             if tensor.ndim == 1 and name.endswith(("weight", "scale")):
-                tensor.add_(1)
+                value += 1
+            tensor.copy_(value)
     return module
 
 
@@ -105,6 +104,26 @@ def model(family, dtype=torch.float32, manual_cast=None, seed=0):
     model_config.set_inference_dtype(dtype, manual_cast)
     made = model_config.get_model({}, "", device=CPU)
     seeded(made.diffusion_model, seed)
+    return comfy.model_patcher.ModelPatcher(made, load_device=CPU, offload_device=CPU)
+
+
+def quantised(family, seed=0):
+    """A MODEL whose Linear layers hold quantised tensors, as ComfyUI keeps files with scaled weights."""
+    plain = model(family, seed=seed).model.diffusion_model
+    name, config = _CONFIGS[family]
+    model_config = getattr(comfy.supported_models, name)(config)
+    model_config.set_inference_dtype(torch.float32, None)
+    model_config.custom_operations = comfy.ops.mixed_precision_ops({}, torch.float32, full_precision_mm=True)
+    made = model_config.get_model({}, "", device=CPU)
+    state = {key: value.clone() for key, value in plain.state_dict().items()}
+    form = torch.tensor(list(json.dumps({"format": "float8_e4m3fn"}).encode()), dtype=torch.uint8)
+    for key, layer in plain.named_modules():
+        if isinstance(layer, torch.nn.Linear):
+            weight = state[f"{key}.weight"]
+            scale = weight.abs().max() / 448
+            state[f"{key}.weight"] = (weight / scale).to(torch.float8_e4m3fn)
+            state |= {f"{key}.weight_scale": scale, f"{key}.comfy_quant": form}
+    made.diffusion_model.load_state_dict(state)
     return comfy.model_patcher.ModelPatcher(made, load_device=CPU, offload_device=CPU)
 
 
