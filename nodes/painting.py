@@ -22,8 +22,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-import nodes as core
-
 from ..lib.checksum import checksum
 from ..lib.files import read_safetensors, sha256_of
 from ..lib.host import SampleRequest
@@ -142,7 +140,8 @@ class ComfyPainter:
             disable_pbar=True,
             seed=request.seed,
         )
-        (pictures,) = core.VAEDecode().decode(self._vae, {"samples": samples})
+        pictures = self._vae.decode(samples)
+        pictures = pictures.reshape(-1, *pictures.shape[-3:])  # autoencoders of films give one frame of one
         # as SaveImage does it, so that a cell is the file that it would have written
         return Image.fromarray(np.clip(255.0 * pictures[0].cpu().numpy(), 0, 255).astype(np.uint8))
 
@@ -153,7 +152,7 @@ class ComfyPainter:
         if clip is None:
             raise ValueError("the prompt needs a CLIP; connect one, or connect conditionings instead of prompts")
         if prompt not in texts:
-            (texts[prompt],) = core.CLIPTextEncode().encode(clip, prompt)
+            texts[prompt] = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
         return texts[prompt]
 
 
@@ -187,10 +186,15 @@ def _diffusion_model(path: Path) -> Any:
 
 
 def _empty(model: Any, request: SampleRequest) -> torch.Tensor:
-    (latent,) = core.EmptyLatentImage().generate(request.width, request.height, 1)
-    fix = comfy.sample.fix_empty_latent_channels
-    known = {"downscale_ratio_spacial", "downscale_ratio_temporal"} & set(_parameters(fix))
-    return fix(model, latent["samples"], **{name: latent.get(name) for name in known})
+    """As EmptyLatentImage and KSampler make it together, whatever the channels and the scale of the model's latents."""
+    management, fix = comfy.model_management, comfy.sample.fix_empty_latent_channels
+    dtype = management.intermediate_dtype() if hasattr(management, "intermediate_dtype") else torch.float32
+    size = (request.height // 8, request.width // 8)
+    latent = torch.zeros([1, 4, *size], device=management.intermediate_device(), dtype=dtype)
+    # older versions know latents of an eighth alone
+    return fix(
+        model, latent, **({"downscale_ratio_spacial": 8} if "downscale_ratio_spacial" in _parameters(fix) else {})
+    )
 
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, Any]:

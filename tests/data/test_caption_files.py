@@ -1,0 +1,127 @@
+"""Every edit can be undone, byte for byte, wherever it was cut; what somebody else wrote is never overwritten."""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+from pathlib import Path
+
+import pytest
+from sd_atelier.lib import files
+from sd_atelier.lib.data import caption_files
+from sd_atelier.lib.data.tag_edits import EDITS, edit
+from sd_atelier.lib.data.tag_rules import tag_rules
+
+RULES = tag_rules()
+ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "cp1252"]
+WORDS = {"remove": "hat", "replace": "hat -> cap", "prepend": "zwx", "append": "end", "trigger": "zwx", "first": "hat"}
+
+
+def folder_of(path: Path, seed: int, num: int = 12) -> list[Path]:
+    rng = random.Random(seed)
+    pictures = []
+    for i in range(num):
+        picture = path / rng.choice(["", "sub/"]) / f"{i:02d} é.png"
+        picture.parent.mkdir(exist_ok=True)
+        picture.write_bytes(b"no picture, and never opened")
+        pictures.append(picture)
+        if rng.random() < 0.8:
+            tags = rng.choices(["hat", "red hat", "1girl", "blue hair", "holding", "cup", "long_hair", "café"], k=5)
+            text = ", ".join(tags) + rng.choice(["", "\n", "\r\n"])
+            suffix = rng.choice([".txt", ".caption"])
+            picture.with_suffix(suffix).write_bytes(text.encode(rng.choice(ENCODINGS)))
+    return pictures
+
+
+def everything(path: Path) -> dict[str, bytes]:
+    return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_undoing_a_random_sequence_of_edits_restores_every_byte(tmp_path, seed):
+    pictures, rng = folder_of(tmp_path, seed), random.Random(seed)
+    states = [everything(tmp_path)]
+    for _ in range(5):
+        name = rng.choice(list(EDITS))
+        changes = caption_files.plan(pictures, edit(name, WORDS.get(name, ""), RULES))
+        if caption_files.apply(changes, tmp_path, name) is not None:
+            states.append(everything(tmp_path))
+    assert len(states) > 2
+    for before in states[-2::-1]:
+        caption_files.undo(tmp_path)
+        left = {name: data for name, data in everything(tmp_path).items() if not name.startswith(".atelier-undo/")}
+        assert left == {name: data for name, data in before.items() if not name.startswith(".atelier-undo/")}
+    assert everything(tmp_path) == states[0] and not (tmp_path / ".atelier-undo").exists()
+    with pytest.raises(ValueError, match="there is no edit to undo"):
+        caption_files.undo(tmp_path)
+
+
+@pytest.mark.parametrize("cut_after", range(6))
+def test_an_edit_that_was_cut_anywhere_can_be_undone(tmp_path, monkeypatch, cut_after):
+    pictures = folder_of(tmp_path, 3)
+    before = everything(tmp_path)
+    changes = caption_files.plan(pictures, edit("prepend", "zwx", RULES))
+    num_written, write = 0, files.write_bytes
+
+    def failing(path, data):
+        nonlocal num_written
+        if num_written == cut_after:
+            raise OSError(5, "cut here")
+        num_written += 1
+        return write(path, data)
+
+    monkeypatch.setattr(caption_files, "write_bytes", failing)
+    with pytest.raises(OSError, match="cut here"):
+        caption_files.apply(changes, tmp_path, "prepend")
+    monkeypatch.undo()
+    assert caption_files.undo(tmp_path) == ("prepend", cut_after)
+    assert everything(tmp_path) == before
+
+
+def test_the_plan_writes_nothing_and_what_it_writes_is_utf8(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "a.txt").write_bytes("hat, café\n".encode("utf-16"))
+    before = everything(tmp_path)
+    (change,) = caption_files.plan([tmp_path / "a.png"], edit("prepend", "zwx", RULES))
+    assert everything(tmp_path) == before and change.diff() == "a.txt: +zwx"
+    caption_files.apply([change], tmp_path, "prepend")
+    assert (tmp_path / "a.txt").read_bytes().decode("utf-8") == "zwx, hat, café\n"
+
+
+def test_a_file_that_changed_meanwhile_is_never_overwritten(tmp_path):
+    pictures = folder_of(tmp_path, 1)
+    changes = caption_files.plan(pictures, edit("prepend", "zwx", RULES))
+    changes[2].path.write_text("somebody else")
+    before = everything(tmp_path)
+    with pytest.raises(ValueError, match="was changed since the edit was planned; plan it again"):
+        caption_files.apply(changes, tmp_path, "prepend")
+    assert everything(tmp_path) == before
+
+    changes = caption_files.plan(pictures, edit("prepend", "zwx", RULES))
+    caption_files.apply(changes, tmp_path, "prepend")
+    changes[0].path.write_text("somebody else")
+    before = everything(tmp_path)
+    with pytest.raises(ValueError, match='was changed after "prepend"; undoing it would lose that change'):
+        caption_files.undo(tmp_path)
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("path", ["../out.txt", "/etc/x.txt", "a.png", "../../x.caption"])
+def test_a_strangers_journal_writes_nothing_outside_the_captions_of_the_data_set(tmp_path, path):
+    root = tmp_path / "set"
+    (root / ".atelier-undo").mkdir(parents=True)
+    entry = {"path": path, "old": base64.b64encode(b"evil").decode(), "new_sha256": "0" * 64}
+    (root / ".atelier-undo/000001.json").write_text(json.dumps({"title": "t", "files": [entry]}))
+    before = everything(tmp_path)
+    with pytest.raises(ValueError, match="is no caption of this data set"):
+        caption_files.undo(root)
+    assert everything(tmp_path) == before
+
+
+def test_only_chosen_captions_are_planned_and_nothing_to_do_leaves_no_journal(tmp_path):
+    pictures = folder_of(tmp_path, 2)
+    before = everything(tmp_path)
+    assert caption_files.plan(pictures, edit("prepend", "zwx", RULES), lambda caption: False) == []
+    assert caption_files.apply([], tmp_path, "nothing") is None
+    assert everything(tmp_path) == before
