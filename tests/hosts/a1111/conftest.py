@@ -1,8 +1,8 @@
 """A real WebUI for the tests of this folder, which are skipped, saying so, where none is named.
 
-A1111_PATH: a checkout of AUTOMATIC1111's WebUI. A1111_CHECKPOINTS: a folder of small checkpoints of random weights, whose
-names say what they are (sd15, sd2, sdxl, with -v for v-prediction). A1111_PYTHON: the Python that the WebUI runs in, this
-one by default. A1111_PHOTOS: a folder of a few pictures.
+A1111_PATH: a checkout of AUTOMATIC1111's WebUI. A1111_CHECKPOINTS: a folder of small checkpoints of random weights,
+whose names say what they are (sd15, sd2, sdxl, with -v for v-prediction). A1111_PYTHON: the Python that the WebUI runs
+in, this one by default. A1111_PHOTOS: a folder of a few pictures.
 """
 
 import ast
