@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from . import graph
 from .checkpoints import CheckpointList, LinkCheckpoints
 from .data import Concepts, DatasetFolder, DatasetImages, DatasetLatents
 from .lora import LoadLora, SaveLora
@@ -44,4 +45,5 @@ class AtelierExtension(ComfyExtension):
         server = getattr(PromptServer, "instance", None)
         if server is not None:  # there is none where a tool lists nodes
             add_routes(server.routes)
+            server.add_on_prompt_handler(graph.note)
         return list(NODES)

@@ -13,7 +13,7 @@ from comfy_api.latest import io
 from ..lib import files
 from ..lib.inspection import inspect_file
 from ..lib.run_folder import RunFolder
-from . import keeping, paths
+from . import graph, keeping, paths
 from .families import family_of
 from .schema import schema, socket, supported
 from .sockets import RUN, Run
@@ -109,6 +109,7 @@ class LoadLora(io.ComfyNode):
                 io.Float.Input("strength_model", display_name="Strength model", tooltip="1 is as trained", **strength),
                 io.Float.Input("strength_clip", display_name="Strength CLIP", tooltip="1 is as trained", **strength),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[
                 io.Model.Output("model_out", display_name="model", tooltip="the model with the network"),
                 io.Clip.Output("clip_out", display_name="clip", tooltip="the CLIP with the network"),
@@ -117,6 +118,20 @@ class LoadLora(io.ComfyNode):
             ],
             search_aliases=["lora loader", "apply lora"],
         )
+
+    @classmethod
+    def validate_inputs(cls, file: str | None) -> bool | str:
+        path = folder_paths.get_full_path("loras", file) if file else None
+        if file and path is None:
+            return f'there is no LoRA "{file}"'
+        model = graph.loaded_by(str(cls.hidden.unique_id), "model")
+        model_path = folder_paths.get_full_path(*model) if model else None
+        try:
+            if path is not None and model_path is not None:
+                check_family(inspect_file(path).family, graph.family_of_file(Path(model_path)), file or "")
+        except ValueError as error:
+            return str(error)
+        return True
 
     @classmethod
     def fingerprint_inputs(cls, file: str | None = None, **given: Any) -> str:

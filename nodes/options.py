@@ -14,8 +14,12 @@ from .sockets import DATASET, OPTIONS, SCHEDULE, Dataset
 
 _CAPTIONS = ["data.shuffle_tags", "data.keep_tags", "data.tag_dropout", "data.caption_dropout"]
 _WORDS = ["data.concepts[].trigger", "data.concepts[].append"]
+# steps of runs short and long: a schedule that fits none of them fits no run
+_LENGTHS = (1000, 10_000, 100_000, 100)
 _RULE = re.compile(r"\s*(?P<layers>\S+)(?P<settings>.*)")
-_OF_RULE = re.compile(r"\s*,?\s*(rank|rate)\s*=\s*(.+?)(?=\s*,?\s*\b(?:rank|rate)\s*=|\s*$)")
+_OF# steps of runs short and long: a schedule that fits none of them fits no run
+_LENGTHS = (1000, 10_000, 100_000, 100)
+_RULE = re.compile(r"\s*,?\s*(rank|rate)\s*=\s*(.+?)(?=\s*,?\s*\b(?:rank|rate)\s*=|\s*$)")
 
 
 class Captions(io.ComfyNode):
@@ -147,13 +151,21 @@ class Lora(io.ComfyNode):
 
 
 def fault_of_schedule(text: str | None) -> str:
-    """What is wrong with a schedule as such; empty where nothing is, or where it comes from another node."""
-    try:
-        if text is not None:
-            parse(text)
-    except ValueError as error:
-        return str(error)
-    return ""
+    """What is wrong with a schedule for a run of whatever length; empty where nothing is, or where another node gives it.
+
+    What depends on the length, the train node finds before its first step.
+    """
+    if text is None:
+        return ""
+    fault = ""
+    for num_steps in _LENGTHS:
+        try:
+            parse(text).resolve(num_steps, max(1, num_steps // 10), stop_at_end=True)
+        except ValueError as error:
+            fault = fault or str(error)
+        else:
+            return ""
+    return fault
 
 
 def rules_in(text: str) -> list[dict[str, Any]]:
