@@ -58,6 +58,11 @@ class BaseWeights:
         """Blocks that can be kept in main memory."""
         return len(self._blocks)
 
+    @property
+    def away_bytes(self) -> int:
+        """What the blocks that are kept in main memory weigh."""
+        return 0 if self._fetcher is None else self._fetcher.num_bytes
+
     def keep(self, storage: str = "model", cpu_blocks: int = 0) -> None:
         """Move the model to the device, its weights stored in `storage`, `cpu_blocks` blocks in main memory.
 

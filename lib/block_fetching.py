@@ -69,6 +69,11 @@ class BlockFetcher:
         return id(layer) in self._places
 
     @property
+    def num_bytes(self) -> int:
+        """What all the blocks weigh."""
+        return sum(len(home) for home in self._home)
+
+    @property
     def num_slots(self) -> int:
         """Blocks that the ring holds on the device now."""
         return len(self._slots)

@@ -126,12 +126,25 @@ def compare(names: list[str], dtype: str, batch: int, args: argparse.Namespace, 
 
 
 def _start(name: str, dtype: str, batch: int, args: argparse.Namespace, files: tuple[Path, Path]) -> Contender:
-    python = args.kohya_python if name == "kohya" else sys.executable
-    command = [python, str(WORKERS[name]), "--base", str(files[0]), "--adapter", str(files[1]), "--dtype", dtype]
-    command += ["--batch", str(batch), "--size", str(args.size), "--threads", str(args.threads)]
-    command += ["--tiny"] * args.tiny
+    python, options = sys.executable, []
     if name == "kohya":
-        command += ["--peer", args.kohya] + ["--live-text"] * args.kohya_live_text
+        python, options = args.kohya_python, ["--peer", args.kohya] + ["--live-text"] * args.kohya_live_text
+    return launch(name, [python, str(WORKERS[name])], dtype, batch, args, files, options)
+
+
+def launch(
+    name: str,
+    worker: list[str],
+    dtype: str,
+    batch: int,
+    args: argparse.Namespace,
+    files: tuple[Path, Path],
+    options: list[str],
+) -> Contender:
+    """Start a contender's process; it answers once it has loaded."""
+    command = [*worker, "--base", str(files[0]), "--adapter", str(files[1]), "--dtype", dtype]
+    command += ["--batch", str(batch), "--size", str(args.size), "--threads", str(args.threads)]
+    command += ["--tiny"] * args.tiny + options
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1"}
     log = args.work / f"{name}.log"
     with log.open("w") as errors:

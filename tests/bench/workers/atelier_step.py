@@ -15,11 +15,13 @@ import torch
 from contender import ALPHA, NUM_CAPTIONS, RANK, RATE, Batch, Setup, Step, adapter_weights, load_base, serve, text_of
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from sd_atelier.lib import optimizers
+from sd_atelier.lib.base_weights import BaseWeights
 from sd_atelier.lib.config import RunConfig, merge
 from sd_atelier.lib.data.sample import Batch as SampleBatch
 from sd_atelier.lib.diffusion_loss import DiffusionLoss, Drawn
-from sd_atelier.lib.frozen import attached, plain_weight
+from sd_atelier.lib.frozen import attached
 from sd_atelier.lib.lr_schedule import parse
+from sd_atelier.lib.recompute import recomputed
 from sd_atelier.lib.recorder import Recorder
 from sd_atelier.lib.trainables.lora import Lora
 from sd_atelier.lib.trainer import Trainer
@@ -34,8 +36,12 @@ class Host:
         with torch.device("meta"):
             unet = UNet2DConditionModel(**setup.architecture)
         load_base(unet, setup)
-        self.parts = {"unet": unet.eval().to(memory_format=torch.channels_last)}
+        self.parts = {"unet": unet.eval()}
         self.compute_dtype = setup.dtype
+        self.blocks = [m for m in unet.modules() if type(m).__name__ in ("ResnetBlock2D", "BasicTransformerBlock")]
+        self.weights = BaseWeights(unet, self.blocks, self.device, setup.dtype)
+        self.weights.keep(setup.storage, self.weights.num_blocks if setup.cpu_blocks < 0 else setup.cpu_blocks)
+        self.weight_of, self.used = self.weights.of, self.weights.used
         self.alphas_cumprod = DDPMScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
         ).alphas_cumprod
@@ -103,7 +109,8 @@ def build(setup: Setup) -> Step:
         compute_dtype=setup.dtype,
     )
     readied = ExitStack()  # `step` holds it until the process ends
-    readied.enter_context(attached(host.parts.values(), plain_weight, lora.branch_of))
+    readied.enter_context(recomputed(host.blocks if setup.checkpointing else []))
+    readied.enter_context(attached(host.parts.values(), host.weight_of, lora.branch_of, host.used))
     trainer.optimizer.allocate()
 
     def step(batch: Batch, readied: ExitStack = readied) -> float:
@@ -124,6 +131,7 @@ def build(setup: Setup) -> Step:
         trainer.one_step()
         return loss.losses.mean().item()
 
+    step.kept_mb = host.weights.away_bytes / 2**20
     return step
 
 

@@ -48,6 +48,9 @@ class Setup:
     tiny: bool
     peer: str  # folder of the peer's code, where it has one
     live_text: bool  # encode the text in each step and hold the autoencoder, where the peer's own script does
+    checkpointing: bool = False  # these three are steps of our memory ladder
+    storage: str = "model"
+    cpu_blocks: int = 0  # -1: all
 
     @property
     def architecture(self) -> dict[str, object]:
@@ -129,6 +132,9 @@ def serve(build: Callable[[Setup], Step]) -> None:
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--peer", default="")
     parser.add_argument("--live-text", action="store_true")
+    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--storage", default="model")
+    parser.add_argument("--cpu-blocks", type=int, default=0)
     args = parser.parse_args()
     # What libraries print must not mix with the replies.
     replies = os.fdopen(os.dup(1), "w")
@@ -140,14 +146,25 @@ def serve(build: Callable[[Setup], Step]) -> None:
 
     torch.set_num_threads(args.threads)
     setup = Setup(
-        args.base, args.adapter, DTYPES[args.dtype], args.batch, args.size, args.tiny, args.peer, args.live_text
+        base=args.base,
+        adapter=args.adapter,
+        dtype=DTYPES[args.dtype],
+        batch_size=args.batch,
+        size_px=args.size,
+        tiny=args.tiny,
+        peer=args.peer,
+        live_text=args.live_text,
+        checkpointing=args.checkpointing,
+        storage=args.storage,
+        cpu_blocks=args.cpu_blocks,
     )
     started = time.perf_counter()
     step = build(setup)
     load_seconds = time.perf_counter() - started
     reset_peak()
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    reply({"load_seconds": load_seconds, "rest_mb": memory_mb()["rss_mb"], "versions": versions})
+    facts = {"kept_mb": getattr(step, "kept_mb", 0.0), "versions": versions}
+    reply({"load_seconds": load_seconds, "rest_mb": memory_mb()["rss_mb"], **facts})
     for number, line in enumerate(sys.stdin):
         if line.strip() != "step":
             raise ValueError(f'the driver may only say "step", got {line!r}')
