@@ -9,7 +9,6 @@ import { TrainPanel } from "./train_panel.js";
 const TRAIN = "AtelierTrain";
 const SCHEDULE = "AtelierSchedule";
 const SCHEDULE_WIDGETS = ["schedule", "text_encoder", "factor", "stop_at_end", "steps"];
-const REMEMBERED = "atelier.runs"; // in the session's storage: id of a node -> id of its latest run
 
 const runs = new Runs();
 const trainPanels = new WeakMap(); // node -> its panel
@@ -26,10 +25,6 @@ function showAll() {
   for (const [, node] of comfy.nodesOf(SCHEDULE)) schedulePanels.get(node)?.changed();
 }
 
-function remember() {
-  sessionStorage.setItem(REMEMBERED, JSON.stringify(Object.fromEntries(runs.latest)));
-}
-
 async function ask(run, what) {
   run.asked.add(what);
   showRun(run);
@@ -42,20 +37,10 @@ async function ask(run, what) {
   showRun(run);
 }
 
-/** Ask the server for the runs that go on, and for those that this page has seen before. */
+/** Ask the server for its runs, oldest first: those that go on, and those that ended since it began. */
 async function findRuns() {
   const { live } = await comfy.get("/atelier/runs");
-  const wanted = new Set(live.map((run) => run.run));
-  for (const run of runs.live) wanted.add(run.id);
-  for (const id of Object.values(JSON.parse(sessionStorage.getItem(REMEMBERED) ?? "{}"))) wanted.add(id);
-  for (const id of wanted) {
-    try {
-      runs.take(await comfy.get(`/atelier/runs/${id}`));
-    } catch (error) {
-      // The server was started anew since: what it knew of that run is gone, and what the page knows stays.
-      if (error.status !== 404) throw error;
-    }
-  }
+  for (const { run } of live) runs.take(await comfy.get(`/atelier/runs/${run}`));
   showAll();
 }
 
@@ -69,10 +54,7 @@ function tellTheEnd(run) {
 }
 
 function listen() {
-  comfy.on("atelier.run", (detail) => {
-    showRun(runs.take(detail));
-    remember();
-  });
+  comfy.on("atelier.run", (detail) => showRun(runs.take(detail)));
   comfy.on("atelier.progress", (detail) => showRun(runs.take(detail)));
   comfy.on("atelier.preview", (detail) => showRun(runs.preview(detail)));
   comfy.on("atelier.finished", (detail) => {

@@ -104,7 +104,9 @@ export class Runs {
     const run = this.byId.get(id) ?? newRun(id, String(node));
     const isNew = !this.byId.has(id);
     this.byId.set(id, run);
-    if (isNew) this.latest.set(run.node, id);
+    // A run that has ended does not take the place of one that goes on, in whatever order they become known.
+    const other = this.ofNode(run.node);
+    if (isNew && (!other || ENDED.has(other.state) || !ENDED.has(detail.state))) this.latest.set(run.node, id);
     const before = { state: run.state, saved: run.saved_step };
     const hadEnded = !isNew && ENDED.has(run.state);
     for (const key of PLAIN) {

@@ -238,7 +238,7 @@ export class TrainPanel {
       layers.push({ kind: "line", name: "controlled", points: run.controlledPoints, y: [-reach, reach] });
       layers.push({ kind: "dots", name: "controlled", points: run.controlledPoints, y: [-reach, reach] });
     }
-    this.plot.draw({ x, y, xTicks, yTicks: series.ticks(y[0], y[1], 4).map((v) => [v, format.significant(v)]), layers });
+    this.plot.draw({ x, y, xTicks, yTicks: series.ticks(y[0], y[1], this.plot.size[1] > 250 ? 8 : 4).map((v) => [v, format.significant(v)]), layers });
     this.showLegend(this.plot.hovered);
   }
 
