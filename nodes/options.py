@@ -17,9 +17,7 @@ _WORDS = ["data.concepts[].trigger", "data.concepts[].append"]
 # steps of runs short and long: a schedule that fits none of them fits no run
 _LENGTHS = (1000, 10_000, 100_000, 100)
 _RULE = re.compile(r"\s*(?P<layers>\S+)(?P<settings>.*)")
-_OF# steps of runs short and long: a schedule that fits none of them fits no run
-_LENGTHS = (1000, 10_000, 100_000, 100)
-_RULE = re.compile(r"\s*,?\s*(rank|rate)\s*=\s*(.+?)(?=\s*,?\s*\b(?:rank|rate)\s*=|\s*$)")
+_OF_RULE = re.compile(r"\s*,?\s*(rank|rate)\s*=\s*(.+?)(?=\s*,?\s*\b(?:rank|rate)\s*=|\s*$)")
 
 
 class Captions(io.ComfyNode):
