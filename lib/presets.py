@@ -260,6 +260,20 @@ def preset(family: str, memory: str, purpose: str) -> Preset:
     )
 
 
+def named(text: str) -> Preset:
+    """The preset that a line such as "sdxl,12GB,character" or a preset's own name means.
+
+    Without a purpose, a character; without a memory class, the smallest. Errors: `ValueError` as `preset`, and for a
+    line that is none.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not 1 <= len(parts) <= 3:
+        raise ValueError(f'a preset is FAMILY,MEMORY,PURPOSE such as sdxl,12GB,character; got "{text}"')
+    family, memory, purpose = (*parts, "", "")[:3]
+    number = memory.upper().removesuffix("GB").strip()
+    return preset(family, f"{number} GB" if number else memories(family)[0], purpose or PURPOSES[0])
+
+
 def default(family: str, memory_mb: float, purpose: str = "character") -> Preset:
     """The preset for a device with so much memory in MiB: the largest class that it has, else the smallest there is.
 

@@ -142,6 +142,19 @@ def test_the_default_is_the_largest_class_that_the_device_has(memory_mb, memory)
     assert (preset.family, preset.memory, preset.purpose) == ("sdxl", memory, "character")
 
 
+@every_preset
+def test_a_preset_is_found_by_its_name_however_that_is_written(preset):
+    assert presets.named(preset.name) == preset
+    assert presets.named(f"{preset.family},{preset.memory.replace(' ', '').lower()},{preset.purpose}") == preset
+
+
+def test_a_preset_can_be_named_in_part():
+    assert presets.named("flux").name == "flux, 8 GB, character"
+    assert presets.named("flux,24").name == "flux, 24 GB, character"
+    with pytest.raises(ValueError, match="a preset is FAMILY,MEMORY,PURPOSE"):
+        presets.named("flux,8GB,style,more")
+
+
 def test_an_unknown_name_is_answered_with_the_nearest():
     with pytest.raises(ValueError, match='unknown model family "sdx" of presets; did you mean "sdxl"'):
         presets.names("sdx")

@@ -9,7 +9,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from ...config import RunConfig, from_dict
+from ... import presets
+from ...config import RunConfig, from_dict, merge
 from ...forms import form
 from ...host import Host
 from ...preparation import Prepared, check_settings, start
@@ -76,6 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER[,trigger=WORD][,repeats=N][,weight=X][,regularization]",
         help="a folder of pictures; repeatable",
     )
+    parser.add_argument(
+        "--preset",
+        metavar="FAMILY,MEMORY,PURPOSE",
+        help="begin with a recipe, such as sdxl,12GB,character; settings from the file and from options override it",
+    )
     add_setting_arguments(parser)
     parser.add_argument("--output", type=Path, default=Path("runs"), help="folder that run folders are made in")
 
@@ -86,7 +92,12 @@ def settings(args: argparse.Namespace) -> RunConfig:
     if args.data:
         values.setdefault("data", {})["concepts"] = [_concept(text) for text in args.data]
     put(values, given(args))
-    return from_dict(RunConfig, values)
+    if args.preset is None:
+        return from_dict(RunConfig, values)
+    recipe = presets.named(args.preset).apply(RunConfig(), storage=True)
+    if values.get("loop", {}).get("epochs") is not None:
+        recipe = merge(recipe, {"loop": {"steps": None}})
+    return merge(recipe, values)
 
 
 def run(args: argparse.Namespace) -> int:
