@@ -22,7 +22,7 @@ from sd_atelier.lib.standalone.pipeline import load_pipeline
 
 from tiny_families import FAMILIES, FAMILY
 
-NUM_STEPS = {"sdxl": 12, "sd3": 60, "flux": 60}
+STEPS_AND_RATE = {"sdxl": (12, "1e-2"), "sd3": (40, "5e-3"), "flux": (30, "5e-3")}
 CAPTIONS = ["a toy on a table", "night, " * 30]
 
 
@@ -54,8 +54,9 @@ def host_of(folder: Path, **options: Any) -> StandaloneHost:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_run_on_photographs_learns(name, family_model, photos, tmp_path):
     folders = sorted(folder for folder in photos.iterdir() if folder.is_dir())
-    steps = NUM_STEPS[FAMILY[name]]
-    with preparation.start(host_of(family_model(name)), settings(folders, steps), tmp_path) as prepared:
+    steps, rate = STEPS_AND_RATE[FAMILY[name]]
+    config = settings(folders, steps, rate={"schedule": rate})
+    with preparation.start(host_of(family_model(name)), config, tmp_path) as prepared:
         assert prepared.trainer.train().step == steps
         probe = read_probe(prepared.run.path / "probe.csv")
     last = probe["step"] == steps
