@@ -70,7 +70,7 @@ def widgets() -> list[Any]:
             changes[input_name(path)] = {
                 "default": sentinel,
                 "min": sentinel,
-                "tooltip": f"{help}; {sentinel:g}: {'see steps and epochs' if path in _LENGTH else PRESET + ' says'}",
+                "tooltip": f"{help}; {sentinel:g}: {'the other or the preset decides' if path in _LENGTH else PRESET + ' says'}",
                 **more,
             }
         return inputs(paths, **changes)
