@@ -21,7 +21,7 @@ from PIL import Image, ImageCms, ImageFile
 from .buckets import Geometry, Size, crop_geometry
 from .headers import Header, PictureError, named_faults, open_plugin, parse_header, png_chunks, read_header
 
-__all__ = ["Header", "Picture", "PictureError", "check", "check_size", "load", "read_header"]
+__all__ = ["Header", "Picture", "PictureError", "check", "check_size", "decode", "fit", "load", "read_header"]
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -54,12 +54,11 @@ def load(path: Path, bucket: Size, alpha_mask: bool, max_megapixels: float) -> P
     Errors: `PictureError` naming the file and the reason (truncated, not a picture, above `max_megapixels`, ...).
     """
     with named_faults(path):
-        image, alpha, notes = _decode(path, max_megapixels)
+        image, alpha, notes = _on_white(*decode(path, max_megapixels))
         geometry = crop_geometry(image.size, bucket)
         if alpha is not None and alpha_mask and alpha.getextrema()[1] == 0:
             notes.append("is transparent everywhere, so with data.alpha_mask nothing of it is trained")
-        enlarged = image.width < geometry.resized[0] or image.height < geometry.resized[1]
-        pixels = _cut(image, geometry, bucket, Image.Resampling.BICUBIC if enlarged else Image.Resampling.LANCZOS)
+        pixels = fit(image, geometry, bucket)
         mask = None
         if alpha is not None and alpha_mask:
             # Bilinear never leaves [0, 1]; the sharper filters ring.
@@ -71,7 +70,7 @@ def check(path: Path, max_megapixels: float) -> list[str]:
     """What keeps a picture from being used, found by decoding all of it; empty when nothing does."""
     try:
         with named_faults(path):
-            _decode(path, max_megapixels)
+            decode(path, max_megapixels)
     except PictureError as error:
         return [error.reason]
     return []
@@ -93,8 +92,8 @@ def check_size(path: Path, header: Header, max_megapixels: float) -> None:
         )
 
 
-def _decode(path: Path, max_megapixels: float) -> tuple[Image.Image, Image.Image | None, list[str]]:
-    """RGB picture and alpha ("L", None where all is opaque), upright, and notes."""
+def decode(path: Path, max_megapixels: float) -> tuple[Image.Image, Image.Image | None, list[str]]:
+    """RGB picture in sRGB and alpha ("L", None where all is opaque), upright, and notes. Errors: as Pillow's."""
     with open(path, "rb") as file:
         header = parse_header(path, file)
         check_size(path, header, max_megapixels)
@@ -113,9 +112,6 @@ def _decode(path: Path, max_megapixels: float) -> tuple[Image.Image, Image.Image
         base = base.convert("RGB")
     if alpha is not None and alpha.getextrema()[0] == 255:
         alpha = None
-    if alpha is not None:
-        base = Image.composite(base, Image.new("RGB", base.size, "white"), alpha)
-        notes.append("has transparent parts; they are put on white")
     # Pillow turns TIFF while loading.
     if header.format != "TIFF" and header.orientation in _UPRIGHT:
         base = base.transpose(_UPRIGHT[header.orientation])
@@ -123,6 +119,21 @@ def _decode(path: Path, max_megapixels: float) -> tuple[Image.Image, Image.Image
     if base.size != header.size:
         raise PictureError(path, f"is damaged: {base.size} when decoded, {header.size} by its header")
     return base, alpha, notes
+
+
+def fit(image: Image.Image, geometry: Geometry, bucket: Size) -> Image.Image:
+    """The bucket's part of a picture, resized once: Lanczos down, bicubic up. RGBA is resized premultiplied."""
+    enlarged = image.width < geometry.resized[0] or image.height < geometry.resized[1]
+    return _cut(image, geometry, bucket, Image.Resampling.BICUBIC if enlarged else Image.Resampling.LANCZOS)
+
+
+def _on_white(
+    image: Image.Image, alpha: Image.Image | None, notes: list[str]
+) -> tuple[Image.Image, Image.Image | None, list[str]]:
+    if alpha is not None:
+        image = Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
+        notes.append("has transparent parts; they are put on white")
+    return image, alpha, notes
 
 
 def _split(image: Image.Image, format: str, notes: list[str]) -> tuple[Image.Image, Image.Image | None]:
