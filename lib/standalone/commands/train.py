@@ -18,6 +18,7 @@ from ...report import write_report
 from ..host import StandaloneHost
 from ..pipeline import choose_device, choose_dtype, load_pipeline
 from ..progress import StopRequest, Terminal
+from ..sources import Sources
 
 # Options that have a name of their own; every other setting is reached by --set.
 SHORT = {
@@ -39,19 +40,36 @@ SHORT = {
 def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Which model, and where it runs."""
     parser.add_argument(
-        "--model", type=Path, required=required, help="diffusers folder or .safetensors checkpoint of SD 1.x or 2.x"
+        "--model",
+        type=Path,
+        required=required,
+        help="diffusers folder or .safetensors file of Stable Diffusion 1.x, 2.x, XL, 3, 3.5 or Flux",
     )
-    parser.add_argument("--tokenizer", type=Path, help="CLIP tokenizer folder, for a single-file checkpoint")
+    parser.add_argument("--tokenizer", type=Path, help="CLIP tokenizer folder, for a single file")
+    for name, what in (
+        ("t5-tokenizer", "T5 tokenizer folder, for a single file of Stable Diffusion 3 or Flux"),
+        ("clip-l", "first CLIP text encoder where the single file has none: a folder or a .safetensors file"),
+        ("clip-g", "the same for the second CLIP of Stable Diffusion 3"),
+        ("t5", "the same for T5"),
+        ("vae", "autoencoder of a single file, where it has none or another is wanted: a folder or a file"),
+        ("parts", "diffusers folder of the same family that lends what a single file lacks"),
+    ):
+        parser.add_argument(f"--{name}", type=Path, help=what)
+    parser.add_argument("--no-t5", action="store_true", help="leave T5 out of Stable Diffusion 3")
     parser.add_argument(
         "--prediction",
-        choices=("epsilon", "v"),
-        default="epsilon",
-        help="of a single-file checkpoint, which does not say",
+        choices=("auto", "epsilon", "v"),
+        default="auto",
+        help="of a single file with a U-Net, which seldom says; auto: what it says, else epsilon",
     )
     parser.add_argument(
-        "--clip-skip", type=int, default=1, help="1 takes the text encoder's last layer, 2 the one before"
+        "--clip-skip",
+        type=int,
+        default=1,
+        help="1 takes the layer that the family was trained with; 2 the last but one, and so on",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--text-device", default="auto", help="where text is encoded; auto: as --device")
 
 
 def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
@@ -167,20 +185,38 @@ def load_host(
 ) -> StandaloneHost:
     """The host that the model arguments ask for."""
     device = choose_device(args.device)
+    text_device = device if args.text_device == "auto" else choose_device(args.text_device)
+    if config.trainable.text_encoder and text_device != device:
+        raise ValueError("a text encoder that is trained is where the model is; leave out --text-device")
     terminal.say(f"loads {args.model}")
     pipeline, info = load_pipeline(
-        args.model, dtype=choose_dtype(dtype, device), tokenizer=args.tokenizer, prediction=args.prediction
+        args.model, dtype=choose_dtype(dtype, device), prediction=args.prediction, sources=sources_of(args)
     )
     return StandaloneHost(
         pipeline,
         model_info=info,
         device=device,
+        text_device=text_device,
         clip_skip=args.clip_skip,
         max_token_chunks=config.data.max_token_chunks,
         base_storage=config.loop.base_storage,
         cpu_blocks=config.loop.cpu_blocks,
         on_progress=terminal.show,
         stop_requested=lambda: stop.requested,
+    )
+
+
+def sources_of(args: argparse.Namespace) -> Sources:
+    """Where the parts of the model lie that a single file lacks."""
+    return Sources(
+        parts=args.parts,
+        tokenizer=args.tokenizer,
+        t5_tokenizer=args.t5_tokenizer,
+        clip_l=args.clip_l,
+        clip_g=args.clip_g,
+        t5=args.t5,
+        vae=args.vae,
+        without_t5=args.no_t5,
     )
 
 
