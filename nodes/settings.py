@@ -64,13 +64,13 @@ def widgets() -> list[Any]:
     from comfy_api.latest import io
 
     def of_preset(paths: Mapping[str, Any], **more: Any) -> list[Any]:
-        changes = {}
+        changes, other = {}, "the other or the preset decides"
         for path, sentinel in paths.items():
             help = next(iter(inputs([path]))).tooltip.split("; 0: not set")[0]
             changes[input_name(path)] = {
                 "default": sentinel,
                 "min": sentinel,
-                "tooltip": f"{help}; {sentinel:g}: {'the other or the preset decides' if path in _LENGTH else PRESET + ' says'}",
+                "tooltip": f"{help}; {sentinel:g}: {other if path in _LENGTH else PRESET + ' says'}",
                 **more,
             }
         return inputs(paths, **changes)
