@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any
 
 TABLE = Path(__file__).with_name("tag_rules.json")
-_LISTS = ("gaze", "blurred_background", "several_people", "one_person", "character_features", "not_features")
+_LISTS = (
+    "gaze",
+    "blurred_background",
+    "several_people",
+    "one_person",
+    "character_features",
+    "not_features",
+    "asymmetric",
+    "kaomoji",
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,8 @@ class TagRules:
     one_person: tuple[str, ...]
     character_features: tuple[str, ...]  # globs
     not_features: tuple[str, ...]
+    asymmetric: tuple[str, ...]  # globs: what is on one side, or is wrong in a mirror
+    kaomoji: tuple[str, ...]  # faces, whose underscores are no spaces
     contradictions: tuple[tuple[str, ...], ...]  # of each, at most one tag can be true
     implied: Mapping[str, tuple[str, ...]]  # tag -> tags that it says already
     joins: Mapping[str, tuple[str, ...]]  # verb -> what it may be joined with
@@ -35,6 +46,10 @@ class TagRules:
         """Whether a tag says what a character looks like, rather than what it does, wears or where it is."""
         name = plain(tag)
         return name not in self.not_features and any(fnmatch.fnmatchcase(name, p) for p in self.character_features)
+
+    def is_asymmetric(self, tag: str) -> bool:
+        """Whether a tag says that a mirrored picture would show something else."""
+        return any(fnmatch.fnmatchcase(plain(tag), p) for p in self.asymmetric)
 
 
 def plain(tag: str) -> str:

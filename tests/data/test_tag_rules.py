@@ -71,3 +71,13 @@ def test_a_users_file_extends_the_table_and_its_faults_are_named(tmp_path):
         bad.write_text(text)
         with pytest.raises(ValueError, match=said):
             tag_rules(bad)
+
+
+@pytest.mark.parametrize("tag", ["heterochromia", "Eyepatch", "hair_over_one_eye", "single glove", "english text"])
+def test_what_is_on_one_side_is_asymmetric(tag):
+    assert tag_rules().is_asymmetric(tag)
+
+
+@pytest.mark.parametrize("tag", ["blue eyes", "long hair", "smile", "bright background", "singlet", "context"])
+def test_what_is_the_same_in_a_mirror_is_not_asymmetric(tag):
+    assert not tag_rules().is_asymmetric(tag)
