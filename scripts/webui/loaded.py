@@ -54,18 +54,19 @@ def loaded_checkpoint() -> Loaded:
     parts: dict[str, nn.Module] = {"unet": model.model.diffusion_model}
     fused = []
 
-    def opened(part: str, encoder: Any) -> None:
-        parts[part] = open_clip.split(encoder)
+    def opened(part: str, encoder: Any, num_unused: int, projects: bool) -> None:
+        parts[part] = open_clip.split(encoder, num_unused, projects)
         fused.append((encoder, parts[part]))
 
     if family == "sd1":
         parts["te"] = model.cond_stage_model.wrapped.transformer
     elif family == "sd2":
-        opened("te", model.cond_stage_model.wrapped.model)
+        embedder = model.cond_stage_model.wrapped
+        opened("te", embedder.model, num_unused=embedder.layer_idx, projects=False)
     elif family == "sdxl":
         first, second = model.conditioner.embedders[:2]
         parts["te1"] = first.wrapped.transformer
-        opened("te2", second.wrapped.model)
+        opened("te2", second.wrapped.model, num_unused=0, projects=True)
     else:
         encoders = model.text_encoders
         parts["te1"], parts["te2"] = encoders.clip_l.transformer, encoders.clip_g.transformer

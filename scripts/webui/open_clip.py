@@ -37,14 +37,33 @@ class Third(nn.Linear):
         return None if bias is None else bias[self.__dict__["_rows"]]
 
 
-def split(model: nn.Module) -> nn.Module:
+class Projection(nn.Linear):
+    """The projection of the pooled text, which the model keeps transposed, as a Linear without its own parameters."""
+
+    def __init__(self, model: Any) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = model.text_projection.shape
+        self.__dict__["_model"] = model
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        return self.__dict__["_model"].text_projection.t()
+
+    @property
+    def bias(self) -> None:  # type: ignore[override]
+        return None
+
+
+def split(model: Any, num_unused: int, projects: bool) -> nn.Module:
     """The layers of an OpenCLIP text model under the names of transformers: `text_model.encoder.layers.0.mlp.fc1`.
 
-    A container: the layers are the model's own, and `Third`s of its attentions.
+    A container: the layers are the model's own, and stand-ins for what is no layer there. Without the last `num_unused`
+    blocks, which other programs do not have; `projects`: whether the pooled text is used.
     """
     root = nn.Module()
     layers = _child(_child(_child(root, "text_model"), "encoder"), "layers")
-    for index, block in enumerate(model.transformer.resblocks):  # type: ignore[union-attr]
+    blocks = model.transformer.resblocks
+    for index, block in enumerate(blocks[: len(blocks) - num_unused]):
         layer = _child(layers, str(index))
         attention = _child(layer, "self_attn")
         for i, name in enumerate(PROJECTIONS):
@@ -55,16 +74,17 @@ def split(model: nn.Module) -> nn.Module:
         mlp.add_module("fc2", block.mlp.c_proj)
         layer.add_module("layer_norm1", block.ln_1)
         layer.add_module("layer_norm2", block.ln_2)
+    root.text_model.add_module("final_layer_norm", model.ln_final)  # type: ignore[union-attr]
+    if projects:
+        root.add_module("text_projection", Projection(model))
     return root
 
 
-def attentions(model: nn.Module, container: nn.Module) -> list[tuple[nn.Module, Callable[..., Any]]]:
+def attentions(model: Any, container: nn.Module) -> list[tuple[nn.Module, Callable[..., Any]]]:
     """Each fused attention of the model with a forward that goes through its layers where they run frozen."""
     layers = container.text_model.encoder.layers  # type: ignore[union-attr]
-    return [
-        (block.attn, _forward(block.attn, layers.get_submodule(str(index)).self_attn))  # type: ignore[arg-type]
-        for index, block in enumerate(model.transformer.resblocks)  # type: ignore[union-attr]
-    ]
+    blocks = zip(model.transformer.resblocks, layers.children(), strict=False)  # type: ignore[union-attr]
+    return [(block.attn, _forward(block.attn, layer.self_attn)) for block, layer in blocks]  # type: ignore[arg-type]
 
 
 def _forward(attention: nn.MultiheadAttention, layers: nn.Module) -> Callable[..., Any]:
