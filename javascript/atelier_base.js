@@ -170,7 +170,7 @@ window.atelier = window.atelier || {};
     };
 
     atelier.keep = (name, value) => localSet("atelier_" + name, JSON.stringify(value));
-    atelier.kept = function(name, fallback) {
+    atelier.kept = function(name, fallback = null) {
         try {
             const text = localGet("atelier_" + name, null);
             return text === null || text === undefined ? fallback : JSON.parse(text);

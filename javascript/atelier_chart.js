@@ -30,7 +30,8 @@ window.atelier = window.atelier || {};
             low = Math.min(low, 0);
             high = Math.max(high, 0);
         }
-        const room = (high - low) * 0.06 || Math.abs(high) * 0.1 || 1;
+        const room = (high - low) * 0.06 || Math.abs(high) * 0.1 || 0.01;
+        if (low === high) return [low - room, high + room];
         return [zero && low === 0 ? 0 : low - room, zero && high === 0 ? 0 : high + room];
     }
 
@@ -91,7 +92,7 @@ window.atelier = window.atelier || {};
                 if (line.y[i] !== null) picture.append(atelier.svg("circle", {class: "atelier-dot atelier-dot-" + line.kind, cx: x(v), cy: y(line.y[i]), r: 3}));
             });
         }
-        const cursor = atelier.svg("line", {class: "atelier-cursor", y1: MARGIN.top, y2: height - MARGIN.bottom, x1: -9, x2: -9});
+        const cursor = atelier.svg("line", {class: "atelier-cursor", y1: MARGIN.top, y2: height - MARGIN.bottom, x1: 0, x2: 0, visibility: "hidden"});
         picture.append(cursor);
         picture.addEventListener("pointermove", event => {
             const box = picture.getBoundingClientRect();
@@ -108,12 +109,12 @@ window.atelier = window.atelier || {};
             }
             cursor.setAttribute("x1", x(place));
             cursor.setAttribute("x2", x(place));
+            cursor.setAttribute("visibility", "visible");
             reading.textContent = atelier.t("step {step}", {step: place.toLocaleString("en")}) + ": " + parts.join(" · ");
         });
         picture.addEventListener("pointerleave", () => {
             reading.textContent = "";
-            cursor.setAttribute("x1", -9);
-            cursor.setAttribute("x2", -9);
+            cursor.setAttribute("visibility", "hidden");
         });
         figure.append(picture);
         return figure;

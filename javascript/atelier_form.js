@@ -9,7 +9,7 @@ window.atelier = window.atelier || {};
     const SECTIONS = [
         {title: "Pictures", groups: ["data"], shown: ["data.resolution", "data.flip"], open: true, kind: "data"},
         {title: "Length and learning rate", groups: ["rate"], open: true, kind: "rate",
-            shown: ["loop.steps", "loop.epochs", "loop.batch_size", "loop.accumulate", "rate.schedule"]},
+            shown: ["loop.steps", "loop.epochs", "loop.batch_size", "rate.schedule"]},
         {title: "Network", groups: ["trainable", "trainable.rules[]"], open: true,
             shown: ["trainable.algorithm", "trainable.rank", "trainable.alpha", "trainable.layers", "trainable.text_encoder"]},
         {title: "Previews", groups: ["preview"], open: true, kind: "preview",
@@ -17,7 +17,7 @@ window.atelier = window.atelier || {};
         {title: "Checkpoints and records", groups: ["save", "record"],
             shown: ["save.every_steps", "save.keep_last", "record.probe_every_steps", "save.dtype"]},
         {title: "Optimizer", groups: ["optimizer"], shown: ["optimizer.name", "optimizer.weight_decay", "optimizer.clip_norm"]},
-        {title: "Memory and precision", groups: ["loop"], shown: ["loop.block_checkpointing", "loop.compute_dtype", "loop.ema_decay", "loop.seed"]},
+        {title: "Memory and precision", groups: ["loop"], shown: ["loop.block_checkpointing", "loop.accumulate", "loop.compute_dtype", "loop.ema_decay", "loop.seed"]},
         {title: "Noise, target and loss", groups: ["objective"], shown: ["objective.timesteps", "objective.weighting", "objective.noise_offset", "objective.loss"]}
     ];
     const CONCEPT = "data.concepts[]";

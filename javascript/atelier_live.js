@@ -58,7 +58,7 @@ window.atelier = window.atelier || {};
         function line(run) {
             const p = run.progress;
             if (!p) {
-                parts.line.textContent = run.note || t(PHASES[run.phase]);
+                parts.line.textContent = run.note || (run.phase === "training" ? t("measures and makes the previews of step 0") : run.live ? "" : t(PHASES[run.phase]));
                 return;
             }
             const item = (label, value, title) => el("span", {class: "atelier-figure", title}, el("small", {}, label), el("b", {}, value));

@@ -11,7 +11,10 @@ _KEPT: dict[str, Any] = {}
 
 
 def loaded_now() -> dict[str, Any] | None:
-    """Name, family and prediction of the loaded checkpoint, or `refusal` where it cannot be trained; None: none loaded."""
+    """Name, family and prediction of the loaded checkpoint, or `refusal` where it cannot be trained.
+
+    None where none is loaded.
+    """
     from modules import sd_models
 
     model = sd_models.model_data.sd_model

@@ -101,7 +101,7 @@ def as_txt2img(config: RunConfig, fields: dict[str, Any]) -> tuple[RunConfig, di
 
 
 def loose_config(values: dict[str, Any]) -> RunConfig:
-    """The settings of {"values": ...}, where what cannot be read yet has its default: a form that is being filled in."""
+    """The settings of {"values": ...}, a form that is being filled in: what cannot be read yet has its default."""
     given = values.get("values")
     config = RunConfig()
     for path, value in (given if isinstance(given, dict) else {}).items():
