@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LOCALES = ROOT / "locales"
 DOCS = ROOT / "javascript" / "comfyui" / "docs"
+KINDS = ("Boolean", "Clip", "Combo", "Conditioning", "Float", "Image", "Int", "Latent", "Model", "String", "Vae")
 LANGUAGES = ("en", "ja", "zh")
 HOST_MODULES = ("comfy", "comfy_api", "comfy_extras", "folder_paths", "server", "node_helpers")
 
@@ -38,7 +39,19 @@ def stand_in_for_io():
     io.Schema = lambda **about: SimpleNamespace(**{"inputs": [], "outputs": [], **about})
     io.ComfyNode = type("ComfyNode", (), {})
     io.Custom = lambda name: Kind
-    for name in "Boolean Clip Combo Conditioning Float Image Int Latent Model String Vae".split():
+    for name in [
+        "Boolean",
+        "Clip",
+        "Combo",
+        "Conditioning",
+        "Float",
+        "Image",
+        "Int",
+        "Latent",
+        "Model",
+        "String",
+        "Vae",
+    ]:
         setattr(io, name, Kind)
     return io
 
