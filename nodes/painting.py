@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import re
 import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -28,19 +29,7 @@ from ..lib.host import SampleRequest
 from ..lib.strip.render import Column, Paint
 
 _MAX_DEPTH = 6  # of what patches hold; deeper things hardly decide a picture
-_NETWORK_PARTS = (
-    "lora",
-    "hada_",
-    "lokr_",
-    "oft_",
-    ".diff",
-    ".alpha",
-    "dora_scale",
-    ".w_norm",
-    ".b_norm",
-    "glora",
-    "boft",
-)
+_NETWORK = re.compile(r"lora|hada_|lokr_|oft_|dora_scale|\.(diff|diff_b|alpha|w_norm|b_norm|set_weight|a1\.weight)$")
 _known: weakref.WeakKeyDictionary[Any, dict[str, str]] = weakref.WeakKeyDictionary()
 
 
@@ -95,7 +84,7 @@ class ComfyPainter:
             yield lambda request, strength: self._picture(self._model, self._clip, request, self._texts)
             return
         tensors, metadata = read_safetensors(column.source)
-        if not any(part in name for name in tensors for part in _NETWORK_PARTS):
+        if not any(_NETWORK.search(name) for name in tensors):
             del tensors
             model = _diffusion_model(column.source)
             try:

@@ -43,7 +43,7 @@ class CheckpointStrip(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="the model that the networks were trained for, without them"),
-                io.Vae.Input("vae"),
+                io.Vae.Input("vae", tooltip="the VAE that belongs to the model"),
                 socket(CHECKPOINTS).Input("checkpoints", tooltip="of the node Checkpoints"),
                 io.Clip.Input("clip", optional=True, tooltip="needed for prompts"),
                 io.Conditioning.Input(
@@ -53,7 +53,13 @@ class CheckpointStrip(io.ComfyNode):
                 io.String.Input(
                     "prompts", display_name="Prompts", multiline=True, default="", tooltip="one a line; each is a row"
                 ),
-                io.String.Input("negative_prompt", display_name="Negative prompt", multiline=True, default=""),
+                io.String.Input(
+                    "negative_prompt",
+                    display_name="Negative prompt",
+                    multiline=True,
+                    default="",
+                    tooltip="the same for all pictures",
+                ),
                 io.String.Input(
                     "seeds", display_name="Seeds", default="1", tooltip="rows for each of them, such as 1, 2, 3"
                 ),
@@ -63,7 +69,9 @@ class CheckpointStrip(io.ComfyNode):
                     default="1",
                     tooltip="rows for each strength of the network, such as 0.6, 0.8, 1",
                 ),
-                io.Int.Input("steps", display_name="Sampling steps", default=20, min=1, max=1000),
+                io.Int.Input(
+                    "steps", display_name="Sampling steps", default=20, min=1, max=1000, tooltip="of each picture"
+                ),
                 io.Float.Input(
                     "cfg",
                     display_name="CFG",
@@ -73,10 +81,20 @@ class CheckpointStrip(io.ComfyNode):
                     step=0.1,
                     tooltip="guidance; 1 for models that are told theirs, such as Flux",
                 ),
-                io.Combo.Input("sampler_name", display_name="Sampler", options=comfy.samplers.KSampler.SAMPLERS),
-                io.Combo.Input("scheduler", display_name="Scheduler", options=comfy.samplers.KSampler.SCHEDULERS),
-                io.Int.Input("width", display_name="Width", default=512, min=16, max=16384, step=8),
-                io.Int.Input("height", display_name="Height", default=512, min=16, max=16384, step=8),
+                io.Combo.Input(
+                    "sampler_name",
+                    display_name="Sampler",
+                    options=comfy.samplers.KSampler.SAMPLERS,
+                    tooltip="as in KSampler",
+                ),
+                io.Combo.Input(
+                    "scheduler",
+                    display_name="Scheduler",
+                    options=comfy.samplers.KSampler.SCHEDULERS,
+                    tooltip="as in KSampler",
+                ),
+                _side("width"),
+                _side("height"),
                 io.Boolean.Input(
                     "base_column",
                     display_name="Column without a network",
@@ -198,6 +216,11 @@ def _check_cells(num_cells: int, width: int, height: int) -> None:
             f"Checkpoint Strip: {num_cells} pictures of {width} x {height} px do not fit into one batch of images "
             f"(at most {most}); take fewer checkpoints (every) or smaller pictures"
         )
+
+
+def _side(name: str) -> io.Input:
+    tooltip = f"{name} of each picture in pixels"
+    return io.Int.Input(name, display_name=name.capitalize(), default=512, min=16, max=16384, step=8, tooltip=tooltip)
 
 
 def _numbers(text: str, what: str, *, whole: bool) -> list[Any]:

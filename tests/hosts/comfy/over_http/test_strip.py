@@ -1,4 +1,4 @@
-"""Checkpoint strips in a real server: bit by bit what core's nodes give, only what is missing made, faults kept apart."""
+"""Checkpoint strips in a real server: bit by bit what core's nodes give; only what is missing is made."""
 
 import json
 import shutil
