@@ -121,16 +121,14 @@ class BlockFetcher:
         return home
 
     def _slot_of(self, block: int) -> _Slot:
+        slot = self._held(block) or self._fetched(block, keep=-1)
         if block != self._moves[1]:
             if self._moves[1] >= 0:
                 self._next[self._moves] = block
             self._moves = self._moves[1], block
-            slot = self._held(block) or self._fetched(block, keep=-1)
             following = self._following()
             if following is not None and self._held(following) is None:
                 self._fetched(following, keep=block)
-        else:
-            slot = self._held(block) or self._fetched(block, keep=-1)
         if slot.ready is not None:
             torch.cuda.current_stream(self._device).wait_event(slot.ready)
         return slot

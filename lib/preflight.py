@@ -21,7 +21,6 @@ from .config import RunConfig, merge
 from .host import Host, KeepsWeights
 from .memory import available_mb, is_out_of_memory, peak_mb, reset_peak
 from .preparation import check_settings, rehearsal
-from .trainer import Trainer
 
 NUM_STEPS = 2  # the first makes what later ones find; the second is measured
 
@@ -126,19 +125,15 @@ def preflight(
     config = check_settings(config)
     budget_mb = available_mb(host.device) if budget_mb is None else budget_mb
     trials: list[Trial] = []
-    num_steps = 0
-    tried = config
+    tried, num_steps = config, 0
     for changes in rungs(host, config):
         tried = merge(config, {"loop": changes})
-        with rehearsal(host, tried, parent, report) as prepared:
-            num_steps = prepared.trainer.num_steps
-            seconds, peak = _two_steps(prepared.trainer)
-        fits = None if peak is None or budget_mb is None else peak <= budget_mb
-        trials.append(
-            Trial(changes=changes, peak_mb=peak, seconds_per_step=seconds, fits=False if seconds is None else fits)
-        )
+        num_steps, seconds, peak = _two_steps(host, tried, parent, report)
+        known = None if peak is None or budget_mb is None else peak <= budget_mb
+        fits = False if seconds is None else known
+        trials.append(Trial(changes=changes, peak_mb=peak, seconds_per_step=seconds, fits=fits))
         report(trials[-1].text)
-        if trials[-1].fits is not False:
+        if fits is not False:
             break
     return Forecast(
         config=tried, trials=trials, num_steps=num_steps, budget_mb=budget_mb, price_per_hour=price_per_hour
@@ -164,25 +159,29 @@ def rungs(host: Host, config: RunConfig) -> Iterator[dict[str, Any]]:
             yield changes
 
 
-def _two_steps(trainer: Trainer) -> tuple[float | None, float | None]:
-    """Seconds of the second step on the largest bucket, None where memory ran out; peak memory in MiB or None."""
-    device = trainer.host.device
+def _two_steps(
+    host: Host, config: RunConfig, parent: Path, report: Callable[[str], None]
+) -> tuple[int, float | None, float | None]:
+    """Steps of the run, seconds of the second one tried (None: memory ran out), peak memory in MiB (None: unknown)."""
     gc.collect()  # what an earlier trial held must not count here
-    measured = reset_peak(device)
     seconds: float | None = None
-    try:
-        with trainer.ready():
-            trainer.optimizer.allocate()
-            for _ in range(NUM_STEPS):
-                trainer.loader.seek(trainer.loader.largest())
-                seconds = _timed(trainer.one_step, device)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        measured, seconds = False, None
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    return seconds, peak_mb(device) if measured else None
+    with rehearsal(host, config, parent, report) as prepared:
+        trainer = prepared.trainer
+        # from here, so that encoding the pictures is no part of it
+        measured = reset_peak(host.device)
+        try:
+            with trainer.ready():
+                trainer.optimizer.allocate()
+                for _ in range(NUM_STEPS):
+                    trainer.loader.seek(trainer.loader.largest())
+                    seconds = _timed(trainer.one_step, host.device)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            measured, seconds = False, None
+        if host.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return trainer.num_steps, seconds, peak_mb(host.device) if measured else None
 
 
 def _timed(step: Callable[[], None], device: torch.device) -> float:

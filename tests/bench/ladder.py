@@ -33,16 +33,17 @@ RUNGS = {
 EXACT, ROUNDED = 1e-5, 5e-2  # relative difference of the first losses from the plain one
 
 
-def rungs_of(dtype: str) -> dict[str, list[str]]:
-    """The rungs that mean anything: bf16 storage is none where the model is bf16."""
-    return {name: options for name, options in RUNGS.items() if dtype != "bf16" or "bf16" not in options}
+def rungs_of(dtype: str, num: int = len(RUNGS)) -> dict[str, list[str]]:
+    """The first `num` rungs that mean anything: bf16 storage is none where the model is bf16."""
+    rungs = {name: options for name, options in RUNGS.items() if dtype != "bf16" or "bf16" not in options}
+    return dict(list(rungs.items())[:num])
 
 
 def measure(dtype: str, args: argparse.Namespace, files: tuple[Path, Path]) -> list[dict[str, Any]]:
     """One row a rung. Errors: `RuntimeError` where a rung does not compute the plain step."""
     contenders: dict[str, Contender] = {}
     try:
-        for number, (name, options) in enumerate(rungs_of(dtype).items()):
+        for number, (name, options) in enumerate(rungs_of(dtype, args.rungs).items()):
             worker = [sys.executable, str(WORKERS["atelier"])]
             contenders[name] = launch(f"rung-{number}", worker, dtype, args.batch, args, files, options)
             contenders[name].start = contenders[name].read()
@@ -98,6 +99,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256, help="picture side in px")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--steps", type=int, default=5, help="measured rounds")
+    parser.add_argument("--rungs", type=int, default=len(RUNGS), help="how many rungs, from the top")
     parser.add_argument("--warmup", type=int, default=1, help="rounds before that")
     parser.add_argument("--tiny", action="store_true", help="a small U-Net, to try the benchmark itself")
     parser.add_argument("--work", type=Path, help="folder that keeps the weights between runs; default: temporary")
@@ -111,8 +113,9 @@ def main() -> None:
         files = make(args.work, args.tiny)
         print(HEADER)
         for dtype in args.dtype.split(","):
-            rows += measure(dtype, args, files)
-            print(*map(table_line, rows[-len(rungs_of(dtype)) :]), sep="\n", flush=True)
+            measured = measure(dtype, args, files)
+            print(*map(table_line, measured), sep="\n", flush=True)
+            rows += measured
     if args.json:
         machine = {"processor": processor(), "cores": os.cpu_count(), "system": platform.platform()}
         settings = {name: getattr(args, name) for name in ("batch", "size", "threads", "steps", "warmup", "tiny")}
