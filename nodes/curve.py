@@ -18,8 +18,8 @@ def points(schedule: ResolvedSchedule, factor: float = 1.0) -> list[list[float]]
     found: list[list[float]] = []
     for piece in pieces[: MAX_POINTS // 2]:
         end = min(piece.end, last)
-        flat = piece.start == piece.stop
-        steps = {piece.first, end} | ({} if flat else _between(piece.first, end, room))
+        bends = piece.start != piece.stop
+        steps = {piece.first, end} | (_between(piece.first, end, room) if bends else set())
         found += [[step, factor * piece.rate(step)] for step in sorted(steps)]
     return found
 

@@ -136,7 +136,12 @@ def config_from(
     if dataset.given is not None:
         data.setdefault("caption_dropout", 0.0)
     config = merge(config, {"name": given["name"], "data": data})
-    return merge(config, nested(_chosen(config, given)))
+    config = merge(config, nested(_chosen(config, given)))
+    warm_up, _, rest = config.rate.schedule.partition(", ")
+    if warm_up.endswith(":10%") and (config.loop.steps or 10) < 5 and config.rate == preset.apply(RunConfig()).rate:
+        # a tenth of so few steps is none, which a schedule that somebody wrote is refused for
+        config = merge(config, {"rate": {"schedule": rest}})
+    return config
 
 
 def _chosen(config: RunConfig, given: Mapping[str, Any]) -> dict[str, Any]:

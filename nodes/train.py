@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from server import PromptServer
 
 from ..lib.config import RunConfig
-from ..lib.data.given import GivenText
+from ..lib.data.given import GivenText, NoAutoencoder
 from ..lib.files import read_safetensors
 from ..lib.memory import OutOfMemoryError
 from ..lib.preparation import StoppedError
@@ -151,6 +151,7 @@ def _host(
         on_progress=shower.progress,
         on_preview=shower.preview,
         text=text,
+        autoencoder=NoAutoencoder() if dataset.given is not None and vae is None else None,
     )
 
 

@@ -72,6 +72,21 @@ class GivenText:
         return {name: torch.zeros_like(tensor) for name, tensor in next(iter(self._given.values())).items()}
 
 
+class NoAutoencoder:
+    """The autoencoder of such a data set where the host has none: it is known, and asked for nothing."""
+
+    scale_px = 8
+    key = "latents were given"
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Errors: `ValueError`, always."""
+        raise ValueError("pictures need a VAE; connect the one that belongs to the model")
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Errors: `ValueError`, always."""
+        raise ValueError("previews need a VAE; connect the one that belongs to the model")
+
+
 def content_of(conditioning: Conditioning) -> str:
     """SHA-256 of a conditioning's tensors, in hex."""
     digest = hashlib.sha256()

@@ -93,9 +93,10 @@ class Server:
             with urllib.request.urlopen(request, timeout=timeout) as answer:
                 return json.loads(answer.read() or b"null")
         except urllib.error.HTTPError as error:
-            raise Refused(error.code, json.loads(error.read() or b"null")) from None
+            raise Refused(error.code, _answer(error.read())) from None
 
     def queue(self, graph):
+        self.before = {run["run"] for run in self.call("/atelier/runs")["live"]}
         return self.call("/prompt", {"prompt": graph})["prompt_id"]
 
     def wait(self, prompt_id, seconds=RUN_SECONDS):
@@ -117,9 +118,22 @@ class Server:
                 raise Failed(kind, about)
         return entry["outputs"]
 
+    def clear(self, seconds=300):
+        """End what runs and what waits."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            queue = self.call("/queue")
+            if not queue["queue_running"] and not queue["queue_pending"]:
+                return
+            self.call("/queue", {"clear": True})
+            self.call("/interrupt", {})
+            time.sleep(0.3)
+        raise AssertionError(f"still busy after {seconds} s:\n{self.tail()}")
+
     def live(self, node="3"):
-        """What the server says of the newest run of a node; empty before it begins."""
-        of_node = [run for run in self.call("/atelier/runs")["live"] if run["node"] == node]
+        """What the server says of the run that was queued last; empty before it begins."""
+        live = self.call("/atelier/runs")["live"]
+        of_node = [run for run in live if run["node"] == node and run["run"] not in self.before]
         return of_node[-1] if of_node else {}
 
     def until(self, reached, node="3", seconds=RUN_SECONDS):
@@ -137,6 +151,14 @@ class Server:
         about = outputs[node]["images"][0]
         with Image.open(self.output / about["subfolder"] / about["filename"]) as image:
             return np.asarray(image.convert("RGB"))
+
+
+def _answer(body):
+    """What an error says: JSON, or a line of text."""
+    try:
+        return json.loads(body or b"null")
+    except ValueError:
+        return body.decode("utf-8", "replace")
 
 
 class Refused(Exception):
@@ -207,12 +229,15 @@ class Graphs:
         """Nodes 10 to 15: a picture of a model as core's nodes make it."""
         empty = "EmptySD3LatentImage" if checkpoint.startswith(("sd3", "flux")) else "EmptyLatentImage"
         flow = checkpoint.startswith(("sd3", "flux"))
+        if checkpoint.startswith("flux"):  # previews tell the model their guidance, and core's default is another
+            graph["16"] = self.node("FluxGuidance", conditioning=["10", 0], guidance=1.0)
+        positive = ["16" if checkpoint.startswith("flux") else "10", 0]
         graph |= {
             "10": self.node("CLIPTextEncode", clip=clip, text=prompt),
             "11": self.node("CLIPTextEncode", clip=clip, text=""),
             "12": self.node(empty, width=64, height=64, batch_size=1),
             "13": self.node(
-                "KSampler", model=model, positive=["10", 0], negative=["11", 0], latent_image=["12", 0], seed=seed,
+                "KSampler", model=model, positive=positive, negative=["11", 0], latent_image=["12", 0], seed=seed,
                 steps=steps, cfg=1.0, sampler_name="euler", scheduler="simple" if flow else "normal", denoise=1.0,
             ),
             "14": self.node("VAEDecode", samples=["13", 0], vae=vae),

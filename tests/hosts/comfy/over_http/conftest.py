@@ -21,6 +21,14 @@ def server(tmp_path_factory):
     server.stop()
 
 
+@pytest.fixture(autouse=True)
+def idle(request):
+    """A test that failed leaves nothing behind that the next would wait for."""
+    yield
+    if "server" in request.fixturenames:
+        request.getfixturevalue("server").clear()
+
+
 @pytest.fixture(scope="session")
 def graphs(server):
     return Graphs(server)
