@@ -175,7 +175,7 @@ def _unet_config(shapes: Shapes) -> dict[str, Any]:
     width = shapes[f"{first}transformer_blocks.0.attn2.to_k.weight"][1]
     label = shapes.get(_UNET + "label_emb.0.0.weight")
     # SD 1.x has eight heads everywhere; SD 2.x and XL have heads of 64
-    heads: int | list[int] = [c // 64 for c in channels] if width == 1024 or label else 8
+    heads: int | list[int] = [max(1, c // 64) for c in channels] if width == 1024 or label else 8
     added = (
         {
             "addition_embed_type": "text_time",

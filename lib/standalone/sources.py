@@ -86,10 +86,10 @@ class Sources:
         }
 
     def clip_tokenizer(self, family: str = "", *, pads_with_zero: bool = False) -> Any:
-        """The tokenizer of all CLIPs; the second of two fills its chunks with token 0. Errors: `ValueError`."""
+        """The tokenizer of all CLIPs; that of OpenCLIP fills its chunks with token 0. Errors: `ValueError`."""
         tokenizer = self._tokenizer("tokenizer", family)
         if pads_with_zero:
-            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
+            tokenizer.pad_token = "!"  # token 0
         return tokenizer
 
     def autoencoder(self, path: Path, scale: float, shift: float | None, family: str = "") -> Any:

@@ -92,6 +92,8 @@ def split_tensors(
             split = names.split_names("unet", layer)
         except ValueError as error:
             raise ValueError(f"{path} is no {names.title}: {error}") from error
+        if f"{layer}.weight" not in shapes:
+            raise ValueError(f"{path} is incomplete: {layer}.weight is missing")
         num_outputs, num_inputs = shapes[f"{layer}.weight"][0], math.prod(shapes[f"{layer}.weight"][1:])
         tensor = read(name)
         widths = names.widths("unet", split, num_inputs) or (num_outputs,)

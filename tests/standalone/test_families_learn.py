@@ -1,4 +1,4 @@
-"""Whole runs on tiny models of each family, from real photographs: they learn, resume bit for bit, and load elsewhere."""
+"""Whole runs on tiny models of each family, from photographs: they learn, resume bit for bit, and load elsewhere."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from sd_atelier.lib.run_folder import RunFolder
 from sd_atelier.lib.standalone.demo.pictures import draw_dataset
 from sd_atelier.lib.standalone.host import StandaloneHost
 from sd_atelier.lib.standalone.pipeline import load_pipeline
-
 from tiny_families import FAMILIES, FAMILY
 
 STEPS_AND_RATE = {"sdxl": (12, "1e-2"), "sd3": (40, "5e-3"), "flux": (30, "5e-3")}

@@ -1,17 +1,14 @@
-"""A single-file checkpoint equals the folder that it was made from; what is no whole model is refused in words.
-
-diffusers reads the original layout but cannot write it, so the names are written down here once more, the other way.
-"""
+"""A single-file checkpoint equals the folder that it was made from; what is no whole model is refused in words."""
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from original_layout import TEXT, UNET, VAE, open_clip_tensors, original_layout, text_tensors
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sd_atelier.lib.config import RunConfig, from_dict
@@ -20,122 +17,6 @@ from sd_atelier.lib.preparation import base_of, start
 from sd_atelier.lib.standalone.demo.model import write_tokenizer
 from sd_atelier.lib.standalone.host import StandaloneHost
 from sd_atelier.lib.standalone.pipeline import load_pipeline
-
-UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer.text_model."
-
-RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-OUTER = {
-    "conv_in": "input_blocks.0.0",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-}
-VAE_NAMES = {
-    "conv_norm_out": "norm_out",
-    "conv_shortcut": "nin_shortcut",
-    "mid_block.resnets.0": "mid.block_1",
-    "mid_block.resnets.1": "mid.block_2",
-    "mid_block.attentions.0": "mid.attn_1",
-    "group_norm": "norm",
-    "to_out.0": "proj_out",
-    "to_q": "q",
-    "to_k": "k",
-    "to_v": "v",
-}
-CLIP = {
-    "self_attn.out_proj": "attn.out_proj",
-    "layer_norm1": "ln_1",
-    "layer_norm2": "ln_2",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-}
-
-
-def unet_name(name: str, config) -> str:
-    for ours, original in OUTER.items():
-        if name.startswith(f"{ours}."):
-            return original + name[len(ours) :]
-    side, block, kind, index, rest = re.fullmatch(
-        r"(down_blocks|mid_block|up_blocks)(?:\.(\d+))?\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)",
-        name,
-    ).groups()  # type: ignore[union-attr]
-    block, index, per_block = int(block or 0), int(index), config.layers_per_block
-    if kind == "resnets":
-        layer, _, end = rest.rpartition(".")
-        rest = f"{RESNET[layer]}.{end}"
-    if side == "mid_block":
-        return f"middle_block.{2 * index if kind == 'resnets' else 1}.{rest}"
-    if side == "down_blocks":
-        first = 1 + block * (per_block + 1)
-        if kind == "downsamplers":
-            return f"input_blocks.{first + per_block}.0.{rest.replace('conv', 'op')}"
-        return f"input_blocks.{first + index}.{int(kind == 'attentions')}.{rest}"
-    first = block * (per_block + 1)
-    if kind == "upsamplers":
-        behind_attention = config.up_block_types[block].startswith("CrossAttn")
-        return f"output_blocks.{first + per_block}.{1 + behind_attention}.{rest}"
-    return f"output_blocks.{first + index}.{int(kind == 'attentions')}.{rest}"
-
-
-def vae_name(name: str, num_levels: int) -> str:
-    match = re.fullmatch(r"(encoder|decoder)\.(?:down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.+)", name)
-    if match:
-        half, block, kind, index, rest = match.groups()
-        level = int(block) if half == "encoder" else num_levels - 1 - int(block)
-        way = "down" if half == "encoder" else "up"
-        inner = f"block.{index}" if kind == "resnets" else f"{way}sample"
-        name = f"{half}.{way}.{level}.{inner}.{rest}"
-    for ours, original in VAE_NAMES.items():
-        name = name.replace(f".{ours}.", f".{original}.")
-    return name
-
-
-def text_tensors(state: dict[str, torch.Tensor], num_layers: int) -> dict[str, torch.Tensor]:
-    """Stable Diffusion 1.x keeps the names of transformers; its files hold things that are no weights, too."""
-    others = {"embeddings.position_ids": torch.arange(77)[None]}
-    return {TEXT + name: t for name, t in {**state, **others}.items()}
-
-
-def open_clip_tensors(state: dict[str, torch.Tensor], num_layers: int) -> dict[str, torch.Tensor]:
-    """Stable Diffusion 2.x has those of OpenCLIP, and one more layer, which is not used."""
-    tensors = {
-        "token_embedding.weight": state["embeddings.token_embedding.weight"],
-        "positional_embedding": state["embeddings.position_embedding.weight"],
-        "ln_final.weight": state["final_layer_norm.weight"],
-        "ln_final.bias": state["final_layer_norm.bias"],
-        "text_projection": torch.eye(state["final_layer_norm.weight"].shape[0]),
-    }
-    for layer in range(num_layers + 1):
-        source = f"encoder.layers.{min(layer, num_layers - 1)}."
-        target = f"transformer.resblocks.{layer}."
-        for end in ("weight", "bias"):
-            qkv = [state[f"{source}self_attn.{letter}_proj.{end}"] for letter in "qkv"]
-            tensors[f"{target}attn.in_proj_{end}"] = torch.cat(qkv)
-            for ours, original in CLIP.items():
-                tensors[f"{target}{original}.{end}"] = state[f"{source}{ours}.{end}"]
-    return {f"cond_stage_model.model.{name}": t for name, t in tensors.items()}
-
-
-def original_layout(pipeline, text) -> dict[str, torch.Tensor]:
-    unet, vae, encoder = pipeline.unet, pipeline.vae, pipeline.text_encoder
-    tensors = {"betas": torch.zeros(1000), "model_ema.decay": torch.zeros(())}
-    for name, tensor in unet.state_dict().items():
-        tensors[UNET + unet_name(name, unet.config)] = tensor
-    for name, tensor in vae.state_dict().items():
-        key = vae_name(name, len(vae.config.block_out_channels))
-        attention = re.search(r"\.attn_1\.(q|k|v|proj_out)\.weight", key)
-        tensors[VAE + key] = tensor[..., None, None] if attention else tensor
-    state = {name.removeprefix("text_model."): t for name, t in encoder.state_dict().items()}
-    tensors |= text(state, encoder.config.num_hidden_layers)
-    return {name: t.clone().contiguous() for name, t in tensors.items()}
 
 
 def small_pipeline(folder: Path, version: int):

@@ -181,7 +181,7 @@ def write_family(folder: Path, name: str, seed: int = 0) -> Path:
     """One of `FAMILIES` as a diffusers folder; returns the folder."""
     num_clip, num_t5 = write_tokenizer(folder / "clip", WORDS), write_t5_tokenizer(folder / "t5")
     tokenizers = {name: transformers.CLIPTokenizer.from_pretrained(folder / "clip") for name in ("clip", "clip_g")}
-    tokenizers["clip_g"].pad_token = "!"  # token 0, as in the folders that these models were published in
+    tokenizers["clip_g"].pad_token = "!"  # as in the folders that these models were published in
     tokenizers["t5"] = transformers.T5TokenizerFast.from_pretrained(folder / "t5")
     build: Callable[..., Any] = {"sdxl": _sdxl, "sd3": _sd3, "flux": _flux}[FAMILY[name]]
     with torch.random.fork_rng(devices=[]):
@@ -198,7 +198,7 @@ def write_family(folder: Path, name: str, seed: int = 0) -> Path:
 
 def _make_alive(model: torch.nn.Module) -> None:
     """Give norms and biases values of their own, so that no two of them can be confused."""
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if parameter.ndim == 1:
             parameter.data += 0.1 * torch.randn_like(parameter)
 
