@@ -50,6 +50,15 @@ function isCanvasRenderer() {
   return !globalThis.LiteGraph?.vueNodesMode;
 }
 
+/** Hide the line of text that ComfyUI adds to a node in progress, where a panel of ours says the same. */
+export function hideProgressText(node) {
+  const widget = node.widgets?.find(({ name }) => name === "$$node-text-preview");
+  if (!widget || widget.hidden) return;
+  widget.hidden = true;
+  widget.options.hidden = true;
+  widget.computeLayoutSize = () => ({ minHeight: 0, maxHeight: 0, minWidth: 0 });
+}
+
 /**
  * Make a node at least as large as its widgets need, and at least so wide. Where the page lays the nodes out itself, their
  * height follows what is in them.

@@ -118,3 +118,13 @@ export function interpolated(points, x) {
   const [x1, y1] = points[high];
   return x1 === x0 || x === x0 ? y0 : y0 + ((y1 - y0) * (x - x0)) / (x1 - x0);
 }
+
+/** The line through the points between two x, with both ends on the line. */
+export function clipped(points, from, to) {
+  if (!points.length) return [];
+  const low = Math.max(from, points[0][0]);
+  const high = Math.min(to, points[points.length - 1][0]);
+  if (low >= high) return [];
+  const inside = points.filter(([x]) => x > low && x < high);
+  return [[low, interpolated(points, low)], ...inside, [high, interpolated(points, high)]];
+}

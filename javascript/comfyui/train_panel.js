@@ -225,7 +225,7 @@ export class TrainPanel {
     const stepText = (value) => [value, format.count(value, this.language())];
     const xTicks = series.stepTicks(x[0], x[1]).map(stepText);
     const layers = [{ kind: "dots", name: "single", points: series.thinned(run.points, PLOT_COLUMNS) }];
-    const rates = run.schedule.filter(([step]) => step >= x[0] && step <= x[1]);
+    const rates = series.clipped(run.schedule, x[0], x[1]);
     if (rates.length > 1) {
       const highest = Math.max(...run.schedule.map(([, value]) => value)) || 1;
       layers.push({ kind: "line", name: "rate", points: rates, y: [0, highest * 1.05] });

@@ -41,6 +41,13 @@ def test_only_the_adapter_calls_the_page_of_comfyui():
             assert not re.search(r"\b(LiteGraph|LGraph\w*|window|comfyAPI)\b", code_of(text)), name
 
 
+def test_what_is_asked_of_the_adapter_is_in_it():
+    found = sources()
+    asked = set(re.findall(r"\bcomfy\.(\w+)", code_of(found["atelier.js"]))) - {"js"}
+    there = set(re.findall(r"^export (?:async )?(?:function|const|class) (\w+)", found["comfy.js"], re.MULTILINE))
+    assert asked and asked <= there
+
+
 def test_text_is_put_into_the_page_as_text():
     for name, text in sources().items():
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text), (

@@ -84,3 +84,11 @@ test("between two points the line is read, at a jump what comes after it, and ou
   assert.equal(series.interpolated(points, 21), null);
   assert.equal(series.interpolated([], 1), null);
 });
+
+test("a clipped line begins and ends where it is cut, on the line", () => {
+  const points = [[0, 0], [10, 1], [100, 0]];
+  assert.deepEqual(series.clipped(points, 5, 55), [[5, 0.5], [10, 1], [55, 0.5]]);
+  assert.deepEqual(series.clipped(points, -5, 500), points);
+  assert.deepEqual(series.clipped(points, 200, 300), []);
+  assert.deepEqual(series.clipped([], 0, 1), []);
+});
