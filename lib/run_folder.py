@@ -191,8 +191,8 @@ class RunFolder:
         """Check that the run would go on as it began, and note settings that may change; what to tell the user.
 
         Those are the ones without effect on what is computed: `save.*` but the dtype, `preview.*`,
-        `record.flush_every_steps`, and where the pictures' folders lie. The number of steps is not: schedules depend on
-        it. Errors: `ResumeRefused`.
+        `record.flush_every_steps`, `loop.cpu_blocks`, and where the pictures' folders lie. The number of steps is not:
+        schedules depend on it. Errors: `ResumeRefused`.
         """
         assert self._owned, "a run goes on inside owner()"
         lines = differences(self.description, config, base, data_manifest)
