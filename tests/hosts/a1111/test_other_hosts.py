@@ -57,7 +57,11 @@ def standalone(checkpoint, stop_at):
     from sd_atelier.lib.standalone.host import StandaloneHost
     from sd_atelier.lib.standalone.pipeline import load_pipeline
 
-    pipeline, info = load_pipeline(around.checkpoints()[checkpoint][0], dtype=torch.float32)
+    path, family = around.checkpoints()[checkpoint]
+    pipeline, info = load_pipeline(path, dtype=torch.float32)
+    if family == "sd2":
+        # a small model's text is too narrow for the loader to know the kind by it
+        pipeline.tokenizer.pad_token = "!"
     host = StandaloneHost(
         pipeline,
         model_info=info,
