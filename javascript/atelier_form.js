@@ -20,7 +20,7 @@ window.atelier = window.atelier || {};
         {title: "Memory and precision", groups: ["loop"], shown: ["loop.block_checkpointing", "loop.accumulate", "loop.compute_dtype", "loop.ema_decay", "loop.seed"]},
         {title: "Noise, target and loss", groups: ["objective"], shown: ["objective.timesteps", "objective.weighting", "objective.noise_offset", "objective.loss"]}
     ];
-    const CONCEPT = "data.concepts[]";
+    const CONCEPT = "data.concepts[]", RULE = "trainable.rules[]";
 
     // form(description, onchange) -> {element, values(), set(values), get(path), field(path), setFamily(family)}
     atelier.form = function(description, onchange) {
@@ -30,7 +30,11 @@ window.atelier = window.atelier || {};
             for (const widget of group.widgets) widgets.set(widget.path, {...widget, group: group.path});
         }
         Object.assign(values, description.defaults);
-        const concepts = atelier.concepts(groups.get(CONCEPT), () => changed(null));
+        const lists = [
+            atelier.rows(groups.get(CONCEPT), {first: "folder", least: 1, add: "Add a folder"}, () => changed(null)),
+            atelier.rows(groups.get(RULE), {first: "layers", least: 0, add: "Add a rule"}, () => changed(null))
+        ];
+        const [concepts, rules] = lists;
         const placed = new Set(SECTIONS.flatMap(s => s.shown));
         const element = el("div", {class: "atelier-form"});
 
@@ -65,7 +69,8 @@ window.atelier = window.atelier || {};
             }
             if (more.length) {
                 body.append(el("details", {class: "atelier-more"},
-                    el("summary", {}, t("More")), el("div", {class: "atelier-grid2"}, more.map(place))));
+                    el("summary", {}, t("More")), el("div", {class: "atelier-grid2"}, more.map(place)),
+                    about.groups.includes(RULE) ? [el("p", {class: "atelier-label"}, t("Layer rules")), rules.element] : null));
             }
             const details = el("details", {class: "atelier-section", id: "atelier_section_" + about.title.toLowerCase().replace(/[^a-z]+/g, "_")},
                 el("summary", {}, t(about.title)), body);
@@ -79,7 +84,6 @@ window.atelier = window.atelier || {};
         return {
             element,
             slots,
-            concepts,
             get: path => values[path],
             widget: path => widgets.get(path),
             field: path => fields.get(path),
@@ -89,7 +93,7 @@ window.atelier = window.atelier || {};
                 for (const [path, value] of Object.entries(values)) {
                     if (fields.has(path)) own[path] = value;
                 }
-                return {...own, ...concepts.values()};
+                return Object.assign(own, ...lists.map(list => list.values()));
             },
             set(given) {
                 for (const [path, value] of Object.entries(given)) {
@@ -97,7 +101,7 @@ window.atelier = window.atelier || {};
                     values[path] = value;
                     fields.get(path).set(value);
                 }
-                if (Object.keys(given).some(p => p.startsWith("data.concepts["))) concepts.set(given);
+                for (const list of lists) list.set(given);
             },
             setFamily(family) {
                 for (const [path, field] of fields) {
@@ -179,55 +183,64 @@ window.atelier = window.atelier || {};
         return {element, input, set: write};
     };
 
-    // The folders of a data set, a row each.
-    atelier.concepts = function(group, onchange) {
+    // A list of tables, a row each: rows(group, {first, least, add}, onchange) -> {element, values(), set(values)}
+    // `first` is the setting that stands alone on top, `least` how many rows there are at any time.
+    atelier.rows = function(group, about, onchange) {
+        const prefix = group.path.slice(0, -2);
         const rows = [];
         const list = el("div", {class: "atelier-concepts"});
         const widgets = new Map(group.widgets.map(w => [w.path.split(".").pop(), w]));
         const empty = () => Object.fromEntries([...widgets].map(([name, w]) => [name, w.default]));
+        const others = [...widgets.keys()].filter(name => name !== about.first);
 
         function draw() {
             atelier.fill(list, rows.map((row, index) => {
-                const field = name => atelier.field({...widgets.get(name), path: `data.concepts[${index}].${name}`}, row[name], value => {
+                const field = name => atelier.field({...widgets.get(name), path: `${prefix}[${index}].${name}`}, row[name], value => {
                     row[name] = value;
                     onchange();
-                }, name !== "folder").element;
+                }, name !== about.first).element;
                 const remove = atelier.button("Remove", () => {
                     rows.splice(index, 1);
                     draw();
                     onchange();
                 }, "small");
                 return el("div", {class: "atelier-concept"},
-                    el("div", {class: "atelier-concept-head"}, field("folder"), rows.length > 1 ? remove : null),
-                    el("div", {class: "atelier-grid3"}, field("trigger"), field("repeats"), field("weight"), field("append"), field("regularization")));
-            }), atelier.button("Add a folder", () => {
+                    el("div", {class: "atelier-concept-head"}, field(about.first), rows.length > about.least ? remove : null),
+                    el("div", {class: "atelier-grid3"}, others.map(field)));
+            }), atelier.button(about.add, () => {
                 rows.push(empty());
                 draw();
+                onchange();
             }, "small"));
         }
 
-        rows.push(empty());
-        draw();
+        function fillUp() {
+            while (rows.length < about.least) rows.push(empty());
+            draw();
+        }
+
+        fillUp();
         return {
             element: list,
-            rows,
             values() {
                 const out = {};
                 rows.forEach((row, i) => {
-                    for (const [name, value] of Object.entries(row)) out[`data.concepts[${i}].${name}`] = value;
+                    for (const [name, value] of Object.entries(row)) out[`${prefix}[${i}].${name}`] = value;
                 });
                 return out;
             },
+            // Only values that name this list change it; "prefix": [] empties it.
             set(given) {
+                const own = Object.entries(given).filter(([path]) => path === prefix || path.startsWith(prefix + "["));
+                if (!own.length) return;
                 rows.length = 0;
-                for (const [path, value] of Object.entries(given)) {
-                    const match = path.match(/^data\.concepts\[(\d+)\]\.(\w+)$/);
+                for (const [path, value] of own) {
+                    const match = path.slice(prefix.length).match(/^\[(\d+)\]\.(\w+)$/);
                     if (!match || !widgets.has(match[2])) continue;
                     rows[Number(match[1])] = rows[Number(match[1])] || empty();
                     rows[Number(match[1])][match[2]] = value;
                 }
-                if (!rows.length) rows.push(empty());
-                draw();
+                fillUp();
             }
         };
     };

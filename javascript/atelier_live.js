@@ -68,9 +68,9 @@ window.atelier = window.atelier || {};
                 p.controlled === null ? null : item(t("Controlled"), atelier.percent(p.controlled), t("loss at fixed noise against the model without the network")),
                 item(t("Rate"), atelier.number(p.rate, 3)),
                 item(t("s / step"), atelier.number(p.seconds_per_step, 3)),
-                run.live ? item(t("Left"), atelier.duration(p.seconds_left)) : null,
+                run.live ? item(t("Time left"), atelier.duration(p.seconds_left)) : null,
                 item(t("Memory"), p.memory_mb >= 10240 ? (p.memory_mb / 1024).toFixed(1) + " GiB" : Math.round(p.memory_mb) + " MiB", t("peak of this program")),
-                p.note && run.live ? el("span", {class: "atelier-figure"}, el("small", {}, t("Now")), el("b", {}, p.note)) : null);
+                p.note && run.live ? el("span", {class: "atelier-figure"}, el("small", {}, t("Doing")), el("b", {}, p.note)) : null);
         }
 
         function notes(run) {

@@ -48,6 +48,11 @@ window.atelier = window.atelier || {};
             }
         }
 
+        // A preset has no data set of its own, and none of its empty lists stands for one.
+        function without(values) {
+            return Object.fromEntries(Object.entries(values).filter(([path]) => !path.startsWith("data.concepts")));
+        }
+
         function line(text) {
             const [path, rest] = [text.slice(0, text.indexOf(": ")), text.slice(text.indexOf(": ") + 2)];
             const widget = form.widget(path);
@@ -57,7 +62,7 @@ window.atelier = window.atelier || {};
         async function use() {
             await atelier.attempt(message, async() => {
                 const answer = await atelier.post("preset", {...chosen(), values: form.values()});
-                form.set(answer.values);
+                form.set(without(answer.values));
                 onapply();
                 show();
             });
@@ -97,7 +102,7 @@ window.atelier = window.atelier || {};
                 if (isUntouched && defaultName) {
                     select.value = defaultName;
                     const answer = await atelier.post("preset", {name: defaultName, kind: "pack", values: form.values()});
-                    form.set(answer.values);
+                    form.set(without(answer.values));
                     onapply();
                     show();
                 }

@@ -108,7 +108,7 @@ window.atelier = window.atelier || {};
             el("h3", {}, t("Checkpoint strip")),
             el("p", {class: "atelier-note"}, t("Checkpoints side by side at fixed seeds, the model without a network first. Finished cells are kept and never made twice.")),
             el("div", {class: "atelier-grid2"},
-                el("div", {class: "atelier-field atelier-wide"}, el("label", {class: "atelier-label", for: source.id}, t("Run")), source),
+                el("div", {class: "atelier-field atelier-wide"}, el("label", {class: "atelier-label", for: source.id}, t("Run to draw")), source),
                 el("div", {class: "atelier-field atelier-wide"}, folder),
                 field("prompts", true), field("negative_prompt", true), ["seeds", "strengths", "every", "steps", "guidance"].map(n => field(n)), field("width"), field("height")),
             el("div", {class: "atelier-row"}, atelier.button("Make the strip", begin, "primary", {id: "atelier_strip_start"})), message.element);
