@@ -10,6 +10,8 @@ const TRAIN = "AtelierTrain";
 const SCHEDULE = "AtelierSchedule";
 const SCHEDULE_WIDGETS = ["schedule", "text_encoder", "factor", "stop_at_end", "steps"];
 
+const STEPS_DRAWN = 1000; // where their number comes by a link
+
 const runs = new Runs();
 const trainPanels = new WeakMap(); // node -> its panel
 const schedulePanels = new WeakMap();
@@ -20,8 +22,16 @@ function showRun(run) {
   }
 }
 
+/** Another workflow may have a node of the same id: a run that has ended is shown only where the node has its name. */
+function runOf(id, node) {
+  const run = runs.ofNode(id);
+  const plain = (text) => String(text ?? "").toLowerCase().replace(/[^\p{L}\p{N}]/gu, "");
+  const isElsewhere = run && ENDED.has(run.state) && !plain(run.name).startsWith(plain(comfy.widgetOf(node, "name")?.value));
+  return isElsewhere ? null : run;
+}
+
 function showAll() {
-  for (const [id, node] of comfy.nodesOf(TRAIN)) trainPanels.get(node)?.show(runs.ofNode(id));
+  for (const [id, node] of comfy.nodesOf(TRAIN)) trainPanels.get(node)?.show(runOf(id, node));
   for (const [, node] of comfy.nodesOf(SCHEDULE)) schedulePanels.get(node)?.changed();
 }
 
@@ -77,15 +87,15 @@ function addTrainPanel(node) {
   });
   trainPanels.set(node, panel);
   comfy.addPanel(node, "atelier_progress", panel.element, () => panel.height || 64);
+  comfy.onAdded(node, () => queueMicrotask(showAll));
   comfy.fit(node, 380);
 }
 
 function addSchedulePanel(node) {
   const read = () => {
-    if (["schedule", "text_encoder"].some((name) => comfy.isLinked(node, name))) return null;
-    return Object.fromEntries(
-      SCHEDULE_WIDGETS.map((name) => [name, comfy.widgetOf(node, name)?.value]).filter(([, value]) => value !== undefined),
-    );
+    if (comfy.isLinked(node, "schedule")) return null;
+    const known = SCHEDULE_WIDGETS.filter((name) => comfy.widgetOf(node, name) && !comfy.isLinked(node, name));
+    return { steps: STEPS_DRAWN, ...Object.fromEntries(known.map((name) => [name, comfy.widgetOf(node, name).value])) };
   };
   const panel = new SchedulePanel({
     read,

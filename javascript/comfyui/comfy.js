@@ -164,6 +164,16 @@ export function onWidgets(node, names, listener) {
   }
 }
 
+/** Call back when a node was put into a graph, where it has its id. */
+export function onAdded(node, listener) {
+  const before = node.onAdded;
+  node.onAdded = function (...values) {
+    const result = before?.apply(this, values);
+    listener();
+    return result;
+  };
+}
+
 /** Call back when a node was read from a workflow, or its links change. */
 export function onConfigured(node, listener) {
   for (const name of ["onConfigure", "onConnectionsChange"]) {
