@@ -1,0 +1,319 @@
+"""Preparing a data set: every picture of a folder through a list of steps into a new folder, captions copied along.
+
+Originals are only read. Each file is written whole or not at all, and a record says what each was made from: a second
+call makes only what is missing or whose original has changed. What somebody changed in the new folder meanwhile, or
+put there, stays, and that is said.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from PIL import Image
+
+from ..config import ConceptConfig, DataConfig
+from ..files import append_bytes, make_folder, remove_leftovers, safe_name, sha256_of, write_bytes
+from ..owner import owner_of
+from . import duplicates
+from .headers import PictureError, named_faults, printable
+from .image_steps import Dedupe, Piece, Step, Tools, steps_to_values, take, with_alpha
+from .pictures import decode
+from .sample import Sample
+from .scan import Problem, scan
+
+RECORD = ".atelier-prepared.jsonl"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What became of one original. Names are relative to the folders, with `/`."""
+
+    source: str
+    outputs: Mapping[str, tuple[int, int]]  # name -> (width, height)
+    notes: tuple[str, ...]
+    made: bool  # False: it was there already
+    left_out: str = ""  # why nothing is made of it
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What `prepare` did, or, as a dry run, would do."""
+
+    pictures: tuple[Prepared, ...]
+    problems: tuple[Problem, ...]  # of the originals, as a scan finds them
+    stopped: bool  # before all were done; call it again to go on
+
+    @property
+    def num_made(self) -> int:
+        """Pictures that were written."""
+        return sum(len(p.outputs) for p in self.pictures if p.made)
+
+    @property
+    def num_kept(self) -> int:
+        """Pictures that were there already."""
+        return sum(len(p.outputs) for p in self.pictures if not p.made)
+
+
+def prepare(
+    folder: Path,
+    out: Path,
+    steps: Sequence[Step],
+    tools: Tools | None = None,
+    *,
+    dry_run: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+    max_megapixels: float = 200.0,
+) -> Preparation:
+    """Prepare the pictures of `folder` into `out`, as PNG in sRGB, with their captions as UTF-8.
+
+    A dry run does the same work and writes nothing. `on_progress(done, total)` follows each picture; before each,
+    `stopped()` is asked, and what is done by then is kept. A picture that cannot be used is left out and named.
+    Errors: `ValueError` for wrong settings, and where `out` is in `folder` or around it, is not empty, or was prepared
+    from another folder or by other steps; `FolderInUseError`; `DiskFullError`: call it again to go on.
+    """
+    tools = tools or Tools()
+    folder, out = Path(folder).absolute(), Path(out).absolute()
+    header = {
+        "format": _FORMAT,
+        "source": printable(folder),
+        "steps": steps_to_values(steps),
+        "tools": list(tools.names),
+    }
+    inside, outside = out.resolve(), folder.resolve()
+    if inside.is_relative_to(outside) or outside.is_relative_to(inside):
+        raise ValueError(f"{printable(out)} and the pictures' folder {printable(folder)} must not lie in each other")
+    found = scan(DataConfig(concepts=(ConceptConfig(folder=str(folder)),), max_megapixels=max_megapixels))
+    record = _Record.opened(out, header)
+    if not dry_run:
+        make_folder(out)
+    with nullcontext() if dry_run else owner_of(out):
+        if not dry_run:
+            remove_leftovers(out)
+            record.begin()
+        same = _same(found.samples) if any(isinstance(step, Dedupe) for step in steps) else {}
+        names = _Names(record.entries, found.samples)
+        work = _Work(out, steps, tools, record, names, same, max_megapixels, dry_run)
+        done: list[Prepared] = []
+        for sample in found.samples:
+            if stopped():
+                return Preparation(tuple(done), found.problems, True)
+            done.append(work.prepared(sample))
+            if on_progress:
+                on_progress(len(done), len(found.samples))
+        return Preparation(tuple(done), found.problems, False)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Everything that the preparation of one picture depends on."""
+
+    out: Path
+    steps: Sequence[Step]
+    tools: Tools
+    record: _Record
+    names: _Names
+    same: Mapping[Path, str]
+    max_megapixels: float
+    dry_run: bool
+
+    def prepared(self, sample: Sample) -> Prepared:
+        """Make what is missing of one picture."""
+        source = _relative(sample)
+        if sample.path in self.same:
+            return Prepared(source, {}, (), False, self.same[sample.path])
+        picture_sha = sha256_of(sample.path)
+        before = self.record.entries.get(source)
+        if before and before["picture"] == picture_sha and before["caption"] == sample.caption:
+            outputs = before["outputs"]
+            if all((self.out / name).is_file() for name in outputs):
+                return _prepared(source, outputs, before["notes"], False)
+        try:
+            with named_faults(sample.path):
+                image, alpha, notes = decode(sample.path, self.max_megapixels)
+        except PictureError as error:
+            return Prepared(source, {}, (), False, error.reason)
+        pieces = take(Piece(with_alpha(image, alpha), sample.caption, notes=tuple(notes)), self.steps, self.tools)
+        outputs, said = self._write(source, pieces, before["outputs"] if before else {})
+        if not self.dry_run:
+            self.record.add(
+                {
+                    "source": source,
+                    "picture": picture_sha,
+                    "caption": sample.caption,
+                    "outputs": outputs,
+                    "notes": said,
+                }
+            )
+        return _prepared(source, outputs, said, True)
+
+    def _write(self, source: str, pieces: Sequence[Piece], olds: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        outputs: dict[str, Any] = {}
+        said: list[str] = []
+        for piece in pieces:
+            name = self.names.of(source, piece.suffix)
+            said += [note for note in piece.notes if note not in said]
+            old = olds.get(name, {})
+            files = [(name, _png(piece.image), old.get("sha256"))]
+            if piece.caption:
+                files.append((_txt(name), piece.caption.encode(), old.get("caption")))
+            for file, data, recorded in files:
+                if not _may_write(self.out / file, data, recorded):
+                    said.append(f"has {file} in the new folder, not made by this or changed since; it stays")
+                elif not self.dry_run:
+                    make_folder((self.out / file).parent)
+                    write_bytes(self.out / file, data)
+            shas = [_sha(data) for _, data, _ in files]
+            outputs[name] = {
+                "size": list(piece.image.size),
+                "sha256": shas[0],
+                "caption": shas[1] if piece.caption else None,
+            }
+        for name, old in olds.items():
+            if name not in outputs and not self.dry_run:
+                _remove(self.out / name, old["sha256"])
+                _remove(self.out / _txt(name), old["caption"])
+        return outputs, said
+
+
+def _prepared(source: str, outputs: Mapping[str, Any], notes: Sequence[str], made: bool) -> Prepared:
+    sizes = {name: (new["size"][0], new["size"][1]) for name, new in outputs.items()}
+    return Prepared(source, sizes, tuple(notes), made, "" if sizes else "no step left anything of it")
+
+
+@dataclass
+class _Record:
+    """What each file of the new folder was made from: one line of JSON for each original, the newest counts."""
+
+    path: Path
+    header: dict[str, Any]
+    entries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    num_bytes: int = 0
+
+    @classmethod
+    def opened(cls, out: Path, header: dict[str, Any]) -> _Record:
+        record = cls(out / RECORD, header)
+        if not out.exists():
+            return record
+        if not record.path.exists():
+            others = [printable(p.name) for p in out.iterdir() if not p.name.startswith(".")]
+            if others:
+                raise ValueError(f"{printable(out)} holds other files ({others[0]} ...); name a new folder")
+            return record
+        data = record.path.read_bytes()
+        whole = data.rfind(b"\n") + 1  # a line that was cut off never counted
+        try:
+            lines = [json.loads(line) for line in data[:whole].splitlines()]
+            for entry in lines[1:]:
+                wanted = {"picture": str, "caption": str, "notes": list, "outputs": dict}
+                if not all(isinstance(entry[key], kind) for key, kind in wanted.items()):
+                    raise ValueError("a line is not as it was written")
+                record.entries[entry["source"]] = entry
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{printable(record.path)} is damaged; name a new folder: {error}") from error
+        if lines and lines[0] != header:
+            differs = next(k for k in header if not isinstance(lines[0], dict) or lines[0].get(k) != header[k])
+            raise ValueError(
+                f"{printable(out)} was prepared from other {differs}; name a new folder, or prepare as before to go on"
+            )
+        for entry in record.entries.values():
+            for name in entry["outputs"]:
+                if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
+                    raise ValueError(f"{printable(record.path)} names {printable(name)}, which is not in the folder")
+        record.num_bytes = whole
+        return record
+
+    def begin(self) -> None:
+        if not self.num_bytes:
+            self._write(self.header)
+
+    def add(self, entry: dict[str, Any]) -> None:
+        self.entries[entry["source"]] = entry
+        self._write(entry)
+
+    def _write(self, value: dict[str, Any]) -> None:
+        line = (json.dumps(value, sort_keys=True) + "\n").encode()
+        append_bytes(self.path, line, self.num_bytes)
+        self.num_bytes += len(line)
+
+
+class _Names:
+    """Names for what is made: those of a record stay, and no two are equal on a system that ignores case."""
+
+    def __init__(self, entries: Mapping[str, Mapping[str, Any]], samples: Iterable[Sample]) -> None:
+        self._owner: dict[str, str] = {}
+        self._stems: dict[str, str] = {}
+        for source, entry in entries.items():
+            self._owner |= {name.casefold(): source for name in entry["outputs"]}
+        for source in map(_relative, samples):
+            path = PurePosixPath(source)
+            parts = [safe_name(part, "folder") for part in path.parts[:-1]]
+            stem = "/".join([*parts, safe_name(path.stem, "picture")])
+            free, number = stem, 1
+            while self._owner.get(f"{free}.png".casefold(), source) != source:
+                number += 1
+                free = f"{stem}~{number}"
+            self._owner[f"{free}.png".casefold()] = source
+            self._stems[source] = free
+
+    def of(self, source: str, suffix: str) -> str:
+        """The name of a piece; each suffix is asked for once in a call."""
+        stem = f"{self._stems[source]}{suffix}"
+        name, number = f"{stem}.png", 1
+        while self._owner.get(name.casefold(), source) != source:
+            number += 1
+            name = f"{stem}~{number}.png"
+        self._owner[name.casefold()] = source
+        return name
+
+
+def _same(samples: Sequence[Sample]) -> dict[Path, str]:
+    """Pictures to leave out because another shows the same, and the sentence that says so."""
+    by_path = {sample.path: sample for sample in samples}
+    paths = list(by_path)
+    left: dict[Path, str] = {}
+    for group in duplicates.find(duplicates.hashes(paths), {path: sha256_of(path) for path in paths}):
+        best = max(group.paths, key=lambda path: by_path[path].size[0] * by_path[path].size[1])
+        how = "is the same file as" if group.equal else "shows nearly the same as"
+        left |= {path: f"{how} {printable(best.name)}" for path in group.paths if path != best}
+    return left
+
+
+def _relative(sample: Sample) -> str:
+    return sample.name.partition("/")[2]
+
+
+def _txt(name: str) -> str:
+    return name[: -len(".png")] + ".txt"
+
+
+def _png(image: Image.Image) -> bytes:
+    image = image.copy()
+    image.info = {}  # Pillow would write the original's profile and transparent colour, which no longer hold
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=4)
+    return buffer.getvalue()
+
+
+def _may_write(path: Path, data: bytes, recorded_sha: str | None) -> bool:
+    """Whether a file may be written: it is not there, or still as it was made, or already what it is to be."""
+    if not path.exists():
+        return True
+    return sha256_of(path) in (recorded_sha, _sha(data))
+
+
+def _remove(path: Path, recorded_sha: str | None) -> None:
+    if recorded_sha is not None and path.is_file() and sha256_of(path) == recorded_sha:
+        path.unlink()
+
+
+def _sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
