@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-
 from sd_atelier.lib.config import RunConfig
 from sd_atelier.lib.forms import form
 
