@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -154,3 +155,52 @@ def test_a_ring_that_is_made_in_inference_mode_serves_training(blocks, expected)
         (x @ weight.detach().t()).sum().backward()
         fetcher.used(blocks[index][0])
     assert x.grad is not None
+
+
+class Stream:
+    """A stream that only writes down who waits for whom."""
+
+    def __init__(self, name, log):
+        self.name, self.log = name, log
+
+    def wait_stream(self, other):
+        self.log.append(f"{self.name} waits for {other.name}")
+
+    def wait_event(self, event):
+        self.log.append(f"{self.name} waits for {event.what}")
+
+
+class Event:
+    what = "nothing"
+
+    def record(self, stream):
+        self.what = f"{stream.log[-1]} on {stream.name}"
+
+
+def test_on_cuda_a_copy_waits_for_the_work_before_it_and_the_work_for_its_copy(blocks, monkeypatch):
+    log = []
+    compute, side = Stream("compute", log), Stream("side", log)
+
+    @contextmanager
+    def on(stream):
+        log.append(f"on {stream.name}")
+        yield
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: compute)
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    copy_ = torch.Tensor.copy_
+    monkeypatch.setattr(
+        torch.Tensor, "copy_", lambda to, home, non_blocking=False: (log.append("copy"), copy_(to, home))[1]
+    )
+    fetcher = BlockFetcher(blocks, CPU)
+    fetcher._side = side
+    log.clear()
+    copied = ["side waits for compute", "on side", "copy"]
+    for index, num_copies in enumerate([2, 1, 1, 1, 0]):
+        fetcher.of(blocks[index][0])
+        assert log == copied * num_copies + ["compute waits for copy on side"]
+        fetcher.used(blocks[index][0])
+        log.clear()
+    fetcher.release()
+    assert log == ["compute waits for side"]
