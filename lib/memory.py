@@ -63,3 +63,12 @@ def peak_mb(device: torch.device) -> float:
 
 def _kilobytes(file: str, name: str) -> int:
     return int(Path(file).read_text(encoding="ascii", errors="replace").split(name)[1].split()[0])
+
+
+def drop_unfinished_backward(device: torch.device) -> None:
+    """Let go of what a backward pass that ended in an error has left, with the activations that belong to it.
+
+    Autograd keeps the steps that it did not come to in a queue of the device, and looks at them in the next pass only.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        torch.zeros(1, device=device, requires_grad=True).sum().backward()

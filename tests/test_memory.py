@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
-from sd_atelier.lib.memory import available_mb, is_out_of_memory, peak_mb, reset_peak
+from sd_atelier.lib.memory import available_mb, drop_unfinished_backward, is_out_of_memory, peak_mb, reset_peak
 
 
 @pytest.mark.parametrize(
@@ -74,3 +76,27 @@ def test_what_is_not_known_is_not_guessed(platform: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "platform", platform)
     assert available_mb(torch.device("cpu")) is None
     assert reset_peak(torch.device("cpu")) is False
+
+
+def test_a_backward_pass_that_failed_leaves_nothing_behind() -> None:
+    class Fails(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 1
+
+        @staticmethod
+        def backward(ctx, grad):
+            raise RuntimeError("injected")
+
+    def step() -> weakref.ref:
+        weight = torch.ones(3, requires_grad=True)
+        other = (weight * 2).exp()
+        kept = weakref.ref(other)
+        with pytest.raises(RuntimeError, match="injected"):
+            (Fails.apply(weight * 3) + other * other).sum().backward()
+        return kept
+
+    held = step()
+    gc.collect()
+    drop_unfinished_backward(torch.device("cpu"))
+    assert held() is None

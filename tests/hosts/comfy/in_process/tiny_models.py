@@ -1,11 +1,17 @@
 """Tiny models of ComfyUI's own classes, with seeded weights, made as a checkpoint's are: under inference mode."""
 
 import json
+import types
 
 import comfy.model_patcher
 import comfy.ops
+import comfy.sd
+import comfy.sd1_clip
 import comfy.supported_models
+import comfy.taesd.taesd
+import numpy as np
 import torch
+from PIL import Image
 
 CPU = torch.device("cpu")
 TEXT_WIDTH = {"sd1": 768, "sdxl": 2048, "sd3": 64, "flux": 64}
@@ -138,3 +144,28 @@ def conditioning(family, batch=2, seed=1):
     if family in POOLED_WIDTH:
         given["pooled"] = torch.randn(batch, POOLED_WIDTH[family], generator=generator)
     return given
+
+
+def clip(num_layers=3, seed=2):
+    """A CLIP of SD 1.5's kind: its width and vocabulary, and few layers."""
+    target = types.SimpleNamespace(params={}, clip=comfy.sd1_clip.SD1ClipModel, tokenizer=comfy.sd1_clip.SD1Tokenizer)
+    small = {"num_hidden_layers": num_layers, "intermediate_size": 64}
+    made = comfy.sd.CLIP(target, model_options={"clip_l_model_config": small, "dtype": torch.float32})
+    seeded(made.cond_stage_model, seed)
+    return made
+
+
+def vae(channels=4, seed=3):
+    """A VAE with the smallest autoencoder that ComfyUI knows."""
+    tiny = seeded(comfy.taesd.taesd.TAESD(latent_channels=channels), seed)
+    return comfy.sd.VAE(sd=tiny.state_dict())
+
+
+def pictures(folder, num=3, side=64):
+    """A data set: pictures of noise with captions."""
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for i in range(num):
+        Image.fromarray(generator.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"picture {i} (of: noise)")
+    return folder
