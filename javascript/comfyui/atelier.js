@@ -154,6 +154,7 @@ comfy.register({
     lookForRuns();
   },
   nodeCreated(node) {
+    if (node.comfyClass?.startsWith("Atelier")) comfy.foldAdvanced(node, (isShown) => t(isShown ? "advanced.hide" : "advanced.show"));
     if (node.comfyClass === TRAIN) addTrainPanel(node);
     if (node.comfyClass === SCHEDULE) addSchedulePanel(node);
   },

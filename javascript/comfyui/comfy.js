@@ -164,6 +164,32 @@ export function onWidgets(node, names, listener) {
   }
 }
 
+/**
+ * Hide a node's advanced inputs until the user asks for them. Where the page lays the nodes out it does so itself; the canvas
+ * shows them all, so there a button is added. `label(isShown)` is what it says.
+ */
+export function foldAdvanced(node, label) {
+  const advanced = (node.widgets ?? []).filter((widget) => widget.options?.advanced);
+  if (!advanced.length) return;
+  const button = node.addWidget("button", "atelier_advanced", null, () => {
+    const before = node.computeSize()[1];
+    node.showAdvanced = !node.showAdvanced;
+    show();
+    node.setSize([node.size[0], node.size[1] + node.computeSize()[1] - before]);
+    node.setDirtyCanvas(true, true);
+  });
+  // `hidden` of a widget counts on the canvas, that of its options where the page lays the nodes out.
+  Object.assign(button.options, { serialize: false, hidden: true });
+  button.serialize = false;
+  const show = () => {
+    for (const widget of advanced) widget.hidden = !node.showAdvanced && !isLinked(node, widget.name);
+    button.label = label(!!node.showAdvanced);
+  };
+  onConfigured(node, show);
+  show();
+  node.setSize([node.size[0], node.computeSize()[1]]);
+}
+
 /** Call back when a node was put into a graph, where it has its id. */
 export function onAdded(node, listener) {
   const before = node.onAdded;

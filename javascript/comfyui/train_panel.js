@@ -224,7 +224,8 @@ export class TrainPanel {
     const y = series.lossRange(run.points);
     const stepText = (value) => [value, format.count(value, this.language())];
     const xTicks = series.stepTicks(x[0], x[1]).map(stepText);
-    const layers = [{ kind: "dots", name: "single", points: series.thinned(run.points, PLOT_COLUMNS) }];
+    const single = series.thinned(run.points, PLOT_COLUMNS);
+    const layers = [{ kind: "dots", name: single.length < 200 ? "single few" : "single", points: single }];
     const rates = series.clipped(run.schedule, x[0], x[1]);
     if (rates.length > 1) {
       const highest = Math.max(...run.schedule.map(([, value]) => value)) || 1;

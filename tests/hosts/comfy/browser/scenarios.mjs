@@ -10,7 +10,7 @@ const RUN = "00112233445566aa";
 const faults = [];
 
 async function openPage(browser) {
-  const page = await browser.newPage({ viewport: { width: 1500, height: 1200 } });
+  const page = await browser.newPage({ viewport: { width: 1500, height: 1500 } });
   page.on("pageerror", (error) => faults.push(error.message));
   page.on("dialog", (dialog) => {
     faults.push(`a dialog: ${dialog.message()}`);
@@ -255,6 +255,28 @@ const scenarios = {
     await page.waitForFunction(() => document.querySelector('[data-state="stopped"]'), null, { timeout: 150_000 });
     await page.waitForTimeout(500);
     return { asked: asked_, stopped: await panel(page) };
+  },
+
+  async folded(page) {
+    const id = await only(page, "AtelierTrain");
+    return page.evaluate(async (id) => {
+      const { app } = window;
+      const node = app.graph.getNodeById(Number(id));
+      const button = node.widgets.find(({ name }) => name === "atelier_advanced");
+      const look = () => ({ height: node.size[1], hidden: node.widgets.filter((widget) => widget.hidden).length, label: button.label });
+      const inputs = async () => Object.keys((await app.graphToPrompt()).output[id].inputs).sort();
+      const seen = { folded: look(), inputs: await inputs() };
+      button.callback();
+      seen.unfolded = look();
+      seen.inputsUnfolded = await inputs();
+      node.widgets.find(({ name }) => name === "accumulate").value = 7;
+      button.callback();
+      const { workflow, output } = await app.graphToPrompt();
+      await app.loadGraphData(JSON.parse(JSON.stringify(workflow)));
+      const again = (await app.graphToPrompt()).output;
+      seen.same = JSON.stringify(again) === JSON.stringify(output) && again[id].inputs.accumulate === 7;
+      return seen;
+    }, id);
   },
 
   async help(page) {

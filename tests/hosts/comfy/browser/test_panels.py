@@ -21,7 +21,7 @@ def test_the_panel_shows_the_run_and_nothing_of_it_is_cut(browse, vue, width):
     running = seen["running"]
     assert (running["state"], running["steps"]) == ("Running", "50 / 100")
     assert running["numbers"] == ["0.1234", "\N{MINUS SIGN}2.0 %", "5e-5", "0.42", "21 s", "5.1 GB", "40"]
-    assert {"dots single", "line smooth", "line rate", "dots controlled"} <= set(running["curves"])
+    assert {"dots single few", "line smooth", "line rate", "dots controlled"} <= set(running["curves"])
     assert "step" in seen["hovered"][0] and "each step" not in seen["hovered"]
     assert "filename=a+b.png&subfolder=x&type=temp" in seen["preview"]["src"]
     assert (seen["finished"]["state"], seen["finished"]["buttons"]) == ("Finished", [])
@@ -78,6 +78,16 @@ def test_the_schedule_is_drawn_while_it_is_typed_and_faults_are_marked(browse, v
     assert seen["faulty"]["error"] and seen["faulty"]["place"]
     assert not seen["again"]["error"] and seen["again"]["curve"]
     assert "step 9" in seen["hovered"]
+
+
+def test_advanced_inputs_are_folded_on_the_canvas_and_still_sent_and_saved(browse):
+    seen = browse("folded")
+    assert seen["folded"]["hidden"] > 10 and seen["unfolded"]["hidden"] == 0
+    assert seen["folded"]["height"] < seen["unfolded"]["height"]
+    assert seen["folded"]["label"] != seen["unfolded"]["label"]
+    assert "accumulate" in seen["inputs"] and seen["inputs"] == seen["inputsUnfolded"]
+    assert not [name for name in seen["inputs"] if name.startswith("atelier")]
+    assert seen["same"]
 
 
 @pytest.mark.parametrize("language", ["ja", "zh"])
