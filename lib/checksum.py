@@ -1,7 +1,7 @@
 """Which tensors exactly: a hash of every bit of them.
 
-A fingerprint (`fingerprint.py`) tells base models apart and forgives rounding; this forgives nothing, for keys of things
-that depend on every bit.
+A fingerprint (`fingerprint.py`) tells base models apart and forgives rounding; this forgives nothing, for keys of
+things that depend on every bit.
 """
 
 from __future__ import annotations

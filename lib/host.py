@@ -20,8 +20,9 @@ from .control import Control
 
 # Each value is (B, ...): "text" (B, tokens, width), "pooled" (B, width) where the family has it, and whatever else the
 # host's text encoders give its denoiser. "num_tokens" (B,), int64 on the CPU, is given where nothing can be added to a
-# caption's tokens (T5): "text" is then zeros behind them, and the core runs each length by itself. The core adds "sizes" (B, 6), float32 pixels: original width and height, crop
-# left and top, target width and height; and "guidance" (B,). A denoiser takes what its family needs.
+# caption's tokens (T5): "text" is then zeros behind them, and the core runs each length by itself. The core adds
+# "sizes" (B, 6), float32 pixels: original width and height, crop left and top, target width and height; and "guidance"
+# (B,). A denoiser takes what its family needs.
 Conditioning = dict[str, Tensor]
 
 

@@ -164,16 +164,21 @@ class _Painter:
     def ready(self, column: Column) -> Iterator[Paint]:
         if column.source is None:
             with self._trainable.off():
-                yield lambda request, strength: self._host.sampler(request)
+                yield lambda request, strength: self._picture(request)
             return
         tensors = read_safetensors(column.source)[0]
 
         def paint(request: SampleRequest, strength: float) -> Image.Image:
             with self._trainable.scaled(strength):
-                return self._host.sampler(request)
+                return self._picture(request)
 
         self._trainable.restore(tensors)
         yield paint
+
+    def _picture(self, request: SampleRequest) -> Image.Image:
+        image = self._host.sampler(request)
+        assert image is not None, "nothing cuts a picture short here"
+        return image
 
 
 def _controlled(run: RunFolder, steps: Sequence[int]) -> dict[int, float]:
