@@ -11,16 +11,18 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..files import make_folder, write_bytes, write_json
-from .captions import CAPTION_SUFFIXES, find_caption
+from .captions import CAPTION_SUFFIXES, find_caption, split_tags
 from .headers import printable
+from .tag_rules import plain
 
 JOURNAL = ".atelier-undo"  # a hidden folder is no part of a data set
+EXISTING = ("skip", "append", "replace")
 _NUMBERED = re.compile(r"(\d{6})\.json")
 
 
@@ -67,6 +69,32 @@ def plan(
         if after != before:
             changes[path] = CaptionChange(path, before, after, path.read_bytes() if source else None)
     return list(changes.values())
+
+
+def plan_words(words_of: Mapping[Path, Sequence[str]], existing: str = "skip") -> list[CaptionChange]:
+    """What tags or sentences that a model found for each picture would change; nothing is written.
+
+    `existing` says what becomes of a caption that is there: "skip" leaves it, "append" adds what it lacks, "replace".
+    Pictures that share a caption file get the words of all. Errors: as `plan`; `ValueError` for another `existing`.
+    """
+    if existing not in EXISTING:
+        raise ValueError(f'existing captions can be treated as {", ".join(EXISTING)}, got "{existing}"')
+    sharing: dict[Path, list[Path]] = {}
+    for picture in words_of:
+        sharing.setdefault(picture.with_suffix(""), []).append(picture)
+    changes: list[CaptionChange] = []
+    for pictures in sharing.values():
+        new = [word for picture in pictures for word in words_of[picture]]
+
+        def edited(before: str, new: Sequence[str] = new) -> str:
+            if not new or (before and existing == "skip"):
+                return before
+            has = {plain(tag) for tag in split_tags(before)} if existing == "append" else set()
+            more = {plain(word): word for word in reversed(new) if plain(word) not in has}
+            return ", ".join([before.rstrip(" ,")] * bool(has) + list(more.values())[::-1]) if more else before
+
+        changes += plan(pictures[:1], edited)
+    return changes
 
 
 def apply(changes: Sequence[CaptionChange], root: Path, title: str) -> Path | None:
