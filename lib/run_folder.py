@@ -35,7 +35,7 @@ SUBFOLDERS = ("checkpoints", "state", "previews")
 # Settings without effect on what is computed. Where a folder of pictures lies is one: their contents are compared.
 _FREE = re.compile(
     r"(save\.(every_steps|every_epochs|at_cycle_ends|keep_last|pins(\[\d+\])?)"
-    r"|preview\..*|loop\.cpu_blocks|record\.flush_every_steps|data\.concepts\[\d+\]\.folder): .*",
+    r"|preview\..*|loop\.(cpu_blocks|block_checkpointing)|record\.flush_every_steps|data\.concepts\[\d+\]\.folder): .*",
     re.DOTALL,
 )
 _MAX_SHOWN = 20
@@ -191,8 +191,8 @@ class RunFolder:
         """Check that the run would go on as it began, and note settings that may change; what to tell the user.
 
         Those are the ones without effect on what is computed: `save.*` but the dtype, `preview.*`,
-        `record.flush_every_steps`, `loop.cpu_blocks`, and where the pictures' folders lie. The number of steps is not:
-        schedules depend on it. Errors: `ResumeRefused`.
+        `record.flush_every_steps`, `loop.cpu_blocks`, `loop.block_checkpointing`, and where the pictures' folders lie.
+        The number of steps is not: schedules depend on it. Errors: `ResumeRefused`.
         """
         assert self._owned, "a run goes on inside owner()"
         lines = differences(self.description, config, base, data_manifest)

@@ -87,6 +87,14 @@ def test_so_it_is_with_other_settings(changes: dict, pictures: Path, tmp_path: P
         assert unlike(outcome(run), outcome(whole)) == []
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_block_checkpointing_may_change_on_the_way(before: bool, uninterrupted, pictures: Path, tmp_path: Path) -> None:
+    run, _ = start(ToyHost(stop_at=4), settings(pictures, loop__block_checkpointing=before), tmp_path)
+    assert resume(ToyHost(), run, loop__block_checkpointing=not before).reason == "finished"
+    said = "metadata ss_gradient_checkpointing"
+    assert [name for name in unlike(outcome(run), uninterrupted) if said not in name] == []
+
+
 def test_fp16_resumes_with_its_loss_scale(pictures: Path, tmp_path: Path) -> None:
     if torch.__version__.startswith("2.1."):
         pytest.skip("torch 2.1 cannot convolve fp16 on the CPU")
