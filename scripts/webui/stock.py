@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...lib.files import make_folder
 from ...lib.lr_schedule import ScheduleError, parse
 from ...lib.lr_schedule.parser import Item, PieceItem
 from ...lib.records import LOSS_COLUMNS, Table, read_losses
@@ -126,6 +127,8 @@ def watched() -> Iterator[StockRecorder]:
             return p_losses(x_start, cond, t, *args, **kwargs)
 
     def written(log_directory: Any, filename: Any, step: int, epoch_len: int, values: Any) -> None:
+        # the host makes it only where it saves something else too
+        make_folder(Path(log_directory))
         write_loss(log_directory, filename, step, epoch_len, values)
         recorder.end_step(Path(log_directory), step - 1, (step - 1) // epoch_len, float(values["learn_rate"]))
 
@@ -158,7 +161,9 @@ class StockRecorder:
         self._batch: list[tuple[str, str]] = []
         self._samples: list[SimpleNamespace] = []
         self._ended: list[tuple[int, int, float, list[SimpleNamespace]]] = []
+        self._folder = Path()
         self._table: Table | None = None
+        self._failed = False
 
     def batch(self, pictures: list[tuple[str, str]]) -> None:
         """The pictures, with captions, of the batch that comes next: the host makes one at a time."""
@@ -173,15 +178,23 @@ class StockRecorder:
         """The samples since the last step were all of this one; `folder` is the host's log."""
         self._ended.append((step, epoch, rate, self._samples))
         self._samples = []
-        if self._table is None:
-            self._table = _table(folder, step)
+        self._folder = folder
         if len(self._ended) >= FLUSH_EVERY_STEPS:
             self.flush()
 
     def flush(self) -> None:
-        """Write the rows of the steps that ended."""
+        """Write the rows of the steps that ended. Where that fails it is said, and the host's training goes on."""
+        if self._ended and not self._failed:
+            try:
+                self._write()
+            except (OSError, ValueError) as error:
+                self._failed = True
+                print(f"Atelier writes no further rows of this training: {error}")
+        self._ended = []
+
+    def _write(self) -> None:
         if self._table is None:
-            return
+            self._table = _table(self._folder, self._ended[0][0])
         seed = torch.initial_seed() % 2**63
         for step, epoch, rate, samples in self._ended:
             for part in samples:
@@ -191,7 +204,6 @@ class StockRecorder:
                     sha = hashlib.sha256(caption.encode("utf-8", "surrogatepass")).hexdigest()[:12]
                     row = (step, epoch, name, sha, int(t), np.float32(loss), np.float32(1), rate, seed)
                     self._table.add(dict(zip(LOSS_COLUMNS, row, strict=True)))
-        self._ended = []
         self._table.write()
 
 

@@ -44,6 +44,12 @@ def test_a_row_that_was_cut_off_is_taken_back_and_no_other(tmp_path):
     assert read_losses(tmp_path / "loss.csv")["step"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
+def test_where_rows_cannot_be_written_it_is_said_and_training_goes_on(tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    record(tmp_path / "file", range(25))
+    assert capsys.readouterr().out.count("no further rows") == 1
+
+
 @pytest.mark.parametrize("text", ["0.005", "5e-3:100, 1e-3:1000, 1e-5", "1e-3:10, 1e-4:-1", "0.005:100,", "1e-3:5 , 2"])
 def test_what_the_host_reads_rightly_stays_with_the_host(text):
     assert _HOSTS_OWN.fullmatch(text)

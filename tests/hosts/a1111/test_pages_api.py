@@ -264,7 +264,7 @@ def test_previews_as_txt2img_take_its_fields(webui, photos):
         ({"rate.schedule": "fast"}, "column 1"),
         ({"trainable.rank": "many"}, "whole number"),
         ({"optimizer.name": "adam"}, "adamw"),
-        ({"preview.every_step": 1}, "preview.every_steps"),
+        ({"preview.every_step": 1}, "every_steps"),
     ],
 )
 def test_bad_input_is_one_sentence(webui, photos, changed, said):
