@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ...lib.config import RunConfig
 from ...lib.control import Control
 from ...lib.frozen import stays
 from ...lib.host import Conditioning, Progress, SampleRequest
@@ -65,6 +66,16 @@ class WebuiHost:
         if weight.device != self.device:  # type: ignore[union-attr]
             weight, bias = weight.to(self.device), None if bias is None else bias.to(self.device)  # type: ignore[operator]
         return weight, bias  # type: ignore[return-value]
+
+    def check(self, config: RunConfig) -> None:
+        """Whether this run can be trained on the model as the host keeps it. Errors: `ValueError`, what to change."""
+        moved = getattr(self._loaded.model, "lowvram", False)
+        if config.trainable.text_encoder and moved and (self._loaded.fused or self.family == "sd3"):
+            # autograd keeps parameters of theirs that are no layer's, and the host moves them away before the backward
+            raise ValueError(
+                "the text encoders of this checkpoint cannot be trained with --medvram or --lowvram; start the WebUI "
+                "without, or turn off trainable.text_encoder"
+            )
 
     @contextmanager
     def held(self) -> Iterator[None]:

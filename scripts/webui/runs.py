@@ -233,6 +233,7 @@ class Run:
                 on_progress=self._on_progress,
                 on_preview=self._on_preview,
             )
+            host.check(self.config)
             stack.enter_context(host.held())
             prepared = stack.enter_context(self._opener(host, self._report))
             self.folder = prepared.run.path

@@ -29,6 +29,9 @@ PHOTOS = os.environ["A1111_PHOTOS"]
 SIZE = 64
 PROMPT = "a photo of a m0nster toy on grass"
 FAMILY = os.environ["A1111_FAMILY"]
+# where the host moves the model about, fused text encoders are refused
+MOVED = shared.cmd_opts.medvram or shared.cmd_opts.lowvram
+TEXT_TOO = FAMILY == "sd1" or not MOVED
 
 
 def ours(name):
@@ -50,7 +53,7 @@ def config(name, **changes):
         "name": name,
         "data": data,
         "loop": {"steps": 3, "seed": 3},
-        "trainable": {"rank": 4, "alpha": 4.0, "text_encoder": True},
+        "trainable": {"rank": 4, "alpha": 4.0, "text_encoder": TEXT_TOO},
         "rate": {"schedule": "2e-2"},
         "save": {"dtype": "fp32"},
         "preview": {"steps": 2, "width": SIZE, "height": SIZE, "guidance": 4.0},
@@ -217,7 +220,7 @@ def law_the_saved_file_gives_the_live_networks_picture():
     assert np.abs(base - through_file).mean() > 5e-3, "the network changes nothing"
     assert (picture() == base).all(), "the network stayed in the weights"
     keys = load_file(published.path)
-    assert any("te" in key.split("_")[1] for key in keys) and any("unet" in key for key in keys)
+    assert any("_te" in key for key in keys) == TEXT_TOO and any("unet" in key for key in keys)
     networks = sys.modules["networks"]
     network = networks.load_network("Live network", networks.available_networks["Live network"])
     assert len(network.modules) == len({key.split(".")[0] for key in keys}), "some keys match nothing"
@@ -402,6 +405,55 @@ def law_a_checkpoint_that_goes_away_ends_the_run_with_everything_saved():
         data.sd_model = model
     assert status["phase"] == "failed" and "load it again" in status["error"], status
     assert list((Path(status["folder"]) / "checkpoints").glob("*.safetensors"))
+
+
+def law_a_checkpoint_that_is_chosen_meanwhile_is_not_loaded_for_a_preview():
+    model = shared.sd_model
+    preview = {"prompts": [PROMPT], "every_steps": 1}
+    run = ours("runs").start(config("chosen", preview=preview))
+    wait_for(lambda: run.status()["phase"] == "training")
+    chosen = shared.opts.data["sd_model_checkpoint"]
+    shared.opts.data["sd_model_checkpoint"] = next(t for t in sd_models.checkpoint_tiles() if CHECKPOINT.name not in t)
+    try:
+        status = ended(run)
+    finally:
+        shared.opts.data["sd_model_checkpoint"] = chosen
+    assert status["phase"] == "finished" and len(status["previews"]) == 4, status
+    assert sd_models.model_data.sd_model is model and model.sd_model_checkpoint == str(CHECKPOINT)
+
+
+def law_a_hypernetwork_that_was_left_loaded_is_not_trained_on():
+    from modules.hypernetworks.hypernetwork import Hypernetwork
+
+    unet = shared.sd_model.model.diffusion_model
+    widths = sorted({m.to_k.in_features for m in unet.modules() if hasattr(m, "to_k")})
+    network = Hypernetwork("left", enable_sizes=widths, layer_structure=[1, 1], weight_init="Normal")
+    for module in (module for pair in network.layers.values() for module in pair):
+        for parameter in module.parameters():
+            torch.nn.init.constant_(parameter, 0.3)
+    rows = []
+    record = {"probe_every_steps": 2, "probe_images": 2, "probe_timesteps": 2}
+    for left in ([], [network]):
+        shared.loaded_hypernetworks = left
+        try:
+            folder = trained(f"hyper-{len(left)}", record=record, loop={"steps": 2})
+            row = [(folder / name).read_text(encoding="utf-8") for name in ("loss.csv", "probe.csv")]
+            with torch.no_grad():
+                attention = next(m for m in unet.modules() if hasattr(m, "to_k"))
+                context = torch.ones(1, 4, attention.to_k.in_features)
+                seen = attention(torch.ones(1, 4, attention.to_q.in_features), context)
+        finally:
+            shared.loaded_hypernetworks = []
+        rows.append((row, seen))
+    assert rows[0][0] == rows[1][0]
+    assert not torch.equal(rows[0][1], rows[1][1]), "the hypernetwork does nothing"
+
+
+def law_text_encoders_are_refused_where_they_are_moved_away():
+    if TEXT_TOO:
+        return
+    status = ended(ours("runs").start(config("refused", trainable={"text_encoder": True})))
+    assert status["phase"] == "failed" and "--medvram" in status["error"], status
 
 
 def law_wrong_input_is_a_sentence():

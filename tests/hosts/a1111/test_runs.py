@@ -17,7 +17,7 @@ MOVED = (
     "law_a_run_of_any_end_leaves_the_host_as_it_was",
     "law_previews_change_nothing_of_the_training",
     "law_the_saved_file_gives_the_live_networks_picture",
-    "law_text_encoders_learn_in_every_layer_that_counts",
+    "law_text_encoders_are_refused_where_they_are_moved_away",
 )
 
 
