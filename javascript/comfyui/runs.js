@@ -4,6 +4,8 @@
 
 export const ENDED = new Set(["finished", "stopped", "interrupted", "failed", "restored"]);
 
+export const MOST_POINTS = 8000;
+
 /** Which of the buttons do something in a state. */
 const ALLOWED = {
   running: ["stop", "save", "sample", "pause"],
@@ -55,6 +57,13 @@ export function mergedPoints(older, newer) {
   const bySteps = new Map(older.map((point) => [point[0], point]));
   for (const point of newer) bySteps.set(point[0], point);
   return [...bySteps.values()].sort((a, b) => a[0] - b[0]);
+}
+
+/** Long runs: every second of the older points, so that neither memory nor the time for a redraw grows without end. */
+function fewer(points) {
+  if (points.length <= MOST_POINTS) return points;
+  const recent = points.length - MOST_POINTS / 4;
+  return points.filter((_, i) => i >= recent || i % 2 === 0);
 }
 
 const PLAIN = [
@@ -115,7 +124,7 @@ export class Runs {
       if (key === "state" && hadEnded && !ENDED.has(detail.state)) continue;
       run[key] = detail[key] ?? (typeof run[key] === "string" ? "" : Array.isArray(run[key]) ? [] : null);
     }
-    if (detail.points) run.points = mergedPoints(run.points, detail.points);
+    if (detail.points) run.points = fewer(mergedPoints(run.points, detail.points));
     if (detail.previews) run.previews = [...detail.previews];
     if (typeof detail.controlled === "number" && run.step !== null) {
       const last = run.controlledPoints.at(-1);

@@ -151,15 +151,24 @@ export class TrainPanel {
   }
 
   showMessage(run) {
-    let text = "";
-    if (!run) text = t("train.idle");
-    else if (run.asked.size) text = t(`asked.${[...run.asked].at(-1)}`);
-    else if (run.file && ENDED.has(run.state)) text = t(`train.saved`, { file: run.file });
-    // While steps are taken, what was last said of the preparations is no longer true.
-    const isUnderWay = run?.step !== null && ["running", "paused"].includes(run?.state);
-    const said = run ? [isUnderWay ? "" : run.message, ENDED.has(run.state) ? "" : run.note] : [];
-    setText(this.message, [text, ...said.filter((line) => line && line !== text)].filter(Boolean).join("\n"));
+    const lines = run ? this.linesOf(run) : [t("train.idle")];
+    setText(this.message, lines.filter(Boolean).join("\n"));
     this.message.hidden = !this.message.textContent;
+  }
+
+  linesOf(run) {
+    if (run.state === "failed") return [run.message];
+    if (ENDED.has(run.state)) {
+      return [
+        run.state === "restored" ? t("train.restored") : "",
+        run.file ? t("train.saved", { file: run.file }) : "",
+        ["stopped", "interrupted"].includes(run.state) ? t("train.queue_again") : "",
+      ];
+    }
+    const asked = run.asked.size ? t(`asked.${[...run.asked].at(-1)}`) : "";
+    // While steps are taken, what was last said of the preparations is no longer true.
+    const isUnderWay = run.step !== null && ["running", "paused"].includes(run.state);
+    return [asked, isUnderWay ? "" : run.message, run.note];
   }
 
   showNotes(notes) {

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { Runs, allowed, mergedPoints } from "../../../javascript/comfyui/runs.js";
+import { MOST_POINTS, Runs, allowed, mergedPoints } from "../../../javascript/comfyui/runs.js";
 
 const head = { run: "a1", node: "4" };
 const begun = () => {
@@ -84,4 +84,16 @@ test("an answer with the whole history replaces the previews instead of doubling
   const preview = { step: 5, prompt: "p", seed: 1, image: { filename: "f" } };
   runs.preview({ ...head, ...preview });
   assert.equal(runs.take({ ...head, previews: [preview] }).previews.length, 1);
+});
+
+test("a long run keeps its first, its last and its recent points, and not all of the others", () => {
+  const runs = begun();
+  const num = 10 * MOST_POINTS;
+  for (let first = 1; first <= num; first += 500) {
+    runs.take({ ...head, points: Array.from({ length: 500 }, (_, i) => [first + i, 0.1, 0.1]) });
+  }
+  const steps = runs.ofNode("4").points.map(([step]) => step);
+  assert.ok(steps.length <= MOST_POINTS, `${steps.length}`);
+  assert.deepEqual([steps[0], steps.at(-1), steps.at(-1000)], [1, num, num - 999]);
+  assert.ok(steps.every((step, i) => i === 0 || step > steps[i - 1]));
 });
