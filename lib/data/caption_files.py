@@ -90,8 +90,12 @@ def plan_words(words_of: Mapping[Path, Sequence[str]], existing: str = "skip") -
             if not new or (before and existing == "skip"):
                 return before
             has = {plain(tag) for tag in split_tags(before)} if existing == "append" else set()
-            more = {plain(word): word for word in reversed(new) if plain(word) not in has}
-            return ", ".join([before.rstrip(" ,")] * bool(has) + list(more.values())[::-1]) if more else before
+            more: dict[str, str] = {}
+            for word in new:
+                if plain(word) not in has:
+                    more.setdefault(plain(word), word)
+            kept = [before.rstrip(" ,")] if has else []
+            return ", ".join([*kept, *more.values()]) if more else before
 
         changes += plan(pictures[:1], edited)
     return changes

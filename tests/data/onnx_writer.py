@@ -1,4 +1,4 @@
-"""ONNX files with known answers, written by hand: a few dozen bytes of protobuf, so that no test needs the onnx package.
+"""ONNX files with known answers, written by hand as protobuf, so that no test needs the onnx package.
 
 Field numbers are those of onnx.proto3 (ONNX IR version 8, opset 13).
 """

@@ -125,3 +125,37 @@ def test_only_chosen_captions_are_planned_and_nothing_to_do_leaves_no_journal(tm
     assert caption_files.plan(pictures, edit("prepend", "zwx", RULES), lambda caption: False) == []
     assert caption_files.apply([], tmp_path, "nothing") is None
     assert everything(tmp_path) == before
+
+
+FOUND = ["blue sky", "Cat", "blue_sky"]
+
+
+@pytest.mark.parametrize(
+    ("existing", "before", "after"),
+    [
+        ("skip", None, "blue sky, Cat"),
+        ("skip", "mine", "mine"),
+        ("append", None, "blue sky, Cat"),
+        ("append", "a dog, cat", "a dog, cat, blue sky"),
+        ("append", "cat, blue_sky, ", "cat, blue_sky, "),
+        ("replace", "a dog", "blue sky, Cat"),
+    ],
+)
+def test_words_that_a_model_found_never_overwrite_unasked(tmp_path, existing, before, after):
+    picture = tmp_path / "a.png"
+    if before is not None:
+        picture.with_suffix(".txt").write_text(before, "utf-8")
+    caption_files.apply(caption_files.plan_words({picture: FOUND}, existing), tmp_path, "tags")
+    assert picture.with_suffix(".txt").read_text("utf-8") == after
+    if after != before:
+        caption_files.undo(tmp_path)
+    assert picture.with_suffix(".txt").exists() == (before is not None)
+
+
+def test_pictures_that_share_a_caption_get_the_words_of_both(tmp_path):
+    found = {tmp_path / "a.png": ["one", "two"], tmp_path / "b.png": ["three"], tmp_path / "a.jpg": ["two", "four"]}
+    changes = caption_files.plan_words(found)
+    assert {c.path.name: c.after for c in changes} == {"a.txt": "one, two, four", "b.txt": "three"}
+    assert caption_files.plan_words({tmp_path / "a.png": []}, "replace") == []
+    with pytest.raises(ValueError, match="skip, append, replace"):
+        caption_files.plan_words(found, "merge")
