@@ -67,10 +67,10 @@ def _text_of(pipeline: Any, family: str, clip_skip: int, max_chunks: int) -> tup
         assert t5 is not None
         return text.of_flux(text.Clip(*found["te1"]), t5, max_chunks), models
     # these families read the second layer from the last, without the final norm
-    clips = (text.Clip(*found[part], layer=max(2, clip_skip), normed=False) for part in ("te1", "te2"))
+    first, second = (text.Clip(*found[part], layer=max(2, clip_skip), normed=False) for part in ("te1", "te2"))
     if family == "sdxl":
-        return text.of_sdxl(*clips, max_chunks), models
-    return text.of_sd3(*clips, t5, pipeline.transformer.config.joint_attention_dim, max_chunks), models
+        return text.of_sdxl(first, second, max_chunks), models
+    return text.of_sd3(first, second, t5, pipeline.transformer.config.joint_attention_dim, max_chunks), models
 
 
 class StandaloneAutoencoder:

@@ -143,7 +143,8 @@ def autoencoder(path: Path, prefix: str, scale: float, shift: float | None) -> A
     tensors = {name.removeprefix(prefix): read(name) for name in shapes if name.startswith(prefix)}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        return AutoencoderKL.from_single_file(tensors, config=folder, torch_dtype=torch.float32)
+        cls: Any = AutoencoderKL  # what is declared is narrower than what it takes
+        return cls.from_single_file(tensors, config=folder, torch_dtype=torch.float32)
 
 
 def autoencoder_folder(folder: Path) -> Any:
@@ -151,7 +152,8 @@ def autoencoder_folder(folder: Path) -> Any:
     from diffusers import AutoencoderKL
 
     try:
-        model, found = AutoencoderKL.from_pretrained(
+        cls: Any = AutoencoderKL
+        model, found = cls.from_pretrained(
             folder, torch_dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError) as error:

@@ -138,12 +138,19 @@ class Sources:
         return folder if folder.is_dir() else None
 
     def _tokenizer(self, role: str, family: str) -> Any:
-        from transformers import CLIPTokenizer, T5TokenizerFast
+        import transformers
+
+        loads: Any = transformers  # declares not all of what it has
 
         folder = getattr(self, role) or self._lent(role, family)
         option, cls, name, files = {
-            "tokenizer": ("--tokenizer", CLIPTokenizer, "openai/clip-vit-large-patch14", "vocab.json, merges.txt"),
-            "t5_tokenizer": ("--t5-tokenizer", T5TokenizerFast, "google/t5-v1_1-xxl", "tokenizer.json"),
+            "tokenizer": (
+                "--tokenizer",
+                loads.CLIPTokenizer,
+                "openai/clip-vit-large-patch14",
+                "vocab.json, merges.txt",
+            ),
+            "t5_tokenizer": ("--t5-tokenizer", loads.T5TokenizerFast, "google/t5-v1_1-xxl", "tokenizer.json"),
         }[role]
         where = "the local Hugging Face cache" if folder is None else str(folder)
         problem = f"no {NAMES[role]} in {where}; a single file holds none: give {option} FOLDER ({files})"

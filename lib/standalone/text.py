@@ -162,9 +162,10 @@ class StandaloneText:
 
     def t5_of(self, part: str, captions: Sequence[str]) -> list[Tensor]:
         """Tokens (1, tokens, width) of T5, for each caption its own number."""
-        encoder = self._encoders[part]
-        assert isinstance(encoder, T5)
-        return [self._encoded(part, [caption], 0, lambda some: encoder.encode(some[0]))[0] for caption in captions]
+        t5 = self._encoders[part]
+        assert isinstance(t5, T5)
+        read = t5.encode
+        return [self._encoded(part, [caption], 0, lambda some: read(some[0]))[0] for caption in captions]
 
     def has(self, part: str) -> bool:
         return part in self._encoders
