@@ -128,7 +128,7 @@ class Host(Protocol):
     """The program that holds the model."""
 
     name: str
-    family: str  # a key of the SPELLINGS registry: "sd1", "sd2", "sdxl", "sd3", "flux"
+    family: str  # a key of the SPELLINGS registry: "sd1", "sd2", "sdxl", "sd3", "flux", or "original"
     device: torch.device
     compute_dtype: (
         torch.dtype

@@ -29,6 +29,8 @@ REFERENCE_TOKENS = 4096
 FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
     # t uniform: Rombach et al. 2022, arXiv:2112.10752; Podell et al. 2023, arXiv:2307.01952
     "sd1": {"timesteps": "uniform"},
+    # models that are known to nobody but their host: what is right for most of them is not published
+    "original": {"timesteps": "uniform"},
     "sd2": {"timesteps": "uniform"},
     "sdxl": {"timesteps": "uniform"},
     # logit-normal(0, 1) is the best of table 1, shift 3 that of section 5.3.2, in Esser et al. 2024, arXiv:2403.03206;

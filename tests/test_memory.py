@@ -78,23 +78,32 @@ def test_what_is_not_known_is_not_guessed(platform: str, monkeypatch: pytest.Mon
     assert reset_peak(torch.device("cpu")) is False
 
 
+class _Kept:
+    """Stands for the activations of a step."""
+
+
 def test_a_backward_pass_that_failed_leaves_nothing_behind() -> None:
-    class Fails(torch.autograd.Function):
+    class Keeps(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, x):
+        def forward(ctx, x, kept):
+            ctx.kept = kept
             return x * 1
 
+        @staticmethod
+        def backward(ctx, grad):
+            return grad, None
+
+    class Fails(Keeps):
         @staticmethod
         def backward(ctx, grad):
             raise RuntimeError("injected")
 
     def step() -> weakref.ref:
-        weight = torch.ones(3, requires_grad=True)
-        other = (weight * 2).exp()
-        kept = weakref.ref(other)
+        weight, kept = torch.ones(3, requires_grad=True), _Kept()
+        early = Keeps.apply(weight * 2, kept)  # its turn comes after that of the later one
         with pytest.raises(RuntimeError, match="injected"):
-            (Fails.apply(weight * 3) + other * other).sum().backward()
-        return kept
+            (early + Fails.apply(weight * 3, None)).sum().backward()
+        return weakref.ref(kept)
 
     held = step()
     gc.collect()

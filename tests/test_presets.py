@@ -25,7 +25,8 @@ def field(config, path):
 
 
 def test_every_family_that_can_be_trained_has_presets():
-    assert set(presets.families()) == set(SPELLINGS.names())
+    # "original" is any other model: nobody can say what suits it
+    assert set(presets.families()) == set(SPELLINGS.names()) - {"original"}
 
 
 def test_every_family_has_each_purpose_in_each_memory_class():

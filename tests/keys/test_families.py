@@ -159,7 +159,7 @@ def test_files_of_the_other_families_have_kohyas_names(family: str) -> None:
         assert names.file_name(part, module) == names.kohya_name(part, module)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"original"}))  # which takes every name
 def test_unknown_parts_and_layers_are_refused(family: str) -> None:
     names = names_of(family)
     for name in (names.file_name, names.kohya_name, names.original_name, names.split_names):

@@ -114,7 +114,6 @@ def test_the_key_tells_what_changes_encodings(models):
 
 def test_gradients_reach_a_text_encoder_that_is_trained(models):
     """Against finite differences, through the denoiser."""
-    model, clip = models
     host = hosted(models, train_text=True)
     trainable = Lora(TrainableConfig(rank=2, alpha=2.0, text_encoder=True), seed=3)
     trainable.prepare(host)
@@ -123,7 +122,7 @@ def test_gradients_reach_a_text_encoder_that_is_trained(models):
     direction = {name: torch.randn(p.shape, generator=generator) for name, p in parameters.items() if "lora_te" in name}
     assert direction
     with torch.no_grad():
-        for name, p in parameters.items():
+        for p in parameters.values():
             p.add_(torch.randn(p.shape, generator=generator) * 0.05)
     x_t = torch.randn(1, 4, 8, 8, generator=generator)
 
