@@ -11,6 +11,21 @@
     host.py           `WebuiHost`: all of this as the core's host
     runs.py           runs: each a thread of its own that holds the host's queue lock; the registry of live runs
     publish.py        a checkpoint of a run as a LoRA that txt2img offers
+    tab.py            where pages, routes and hooks are put into the host
+    page.py           our elements in the host's page; the rest of it is in javascript/
+    api.py            the routes below /atelier/v1
+    access.py         who may use them
+    folders.py        which folders a page may name
+    page_values.py    the form of a run: from the settings' declarations, and back to them
+    saved_presets.py  presets of the pack and of the user
+    curves.py         a schedule as it is drawn
+    catalogue.py      the runs on the disk, as they are shown
+    model.py          the loaded checkpoint, as it is shown
+    strip.py          checkpoint strips by the host's own sampling
+    borrowed_names.py LoRA files under names for prompts, for a while
+    grid.py           the axis of the X/Y/Z plot
+    stock.py          the host's own training: rows of every picture, our schedules
+    settings.py       our section in Settings
 
 Pages, routes and the grid build on `runs` and `publish` only:
 
