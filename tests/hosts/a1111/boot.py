@@ -1,6 +1,7 @@
 """Starts the WebUI's modules in this process, without its pages, with the pack as an extension of it; for `laws.py`.
 
-Environment: A1111_PATH (checkout), A1111_CHECKPOINT (file), A1111_DATA (an empty folder), A1111_ARGS (further options).
+Environment: A1111_PATH (checkout), A1111_CHECKPOINT (file), A1111_DATA (an empty folder), A1111_ARGS (further options),
+A1111_SETTINGS (further settings, JSON).
 """
 
 import json
@@ -21,6 +22,7 @@ def boot():
         (DATA / folder).mkdir(parents=True, exist_ok=True)
     (DATA / "extensions" / "atelier").symlink_to(ROOT)
     settings = {"sd_model_checkpoint": CHECKPOINT.name, "CLIP_stop_at_last_layers": 1, "live_previews_enable": True}
+    settings |= json.loads(os.environ.get("A1111_SETTINGS", "{}"))
     (DATA / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", GRADIO_ANALYTICS_ENABLED="False", MPLBACKEND="Agg")
     os.chdir(os.environ["A1111_PATH"])
