@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..lib.fingerprint import fingerprint
 from ..lib.forwards import replaced
 from ..lib.host import Conditioning
+from ..lib.lengths import stacked
 
 _CLIPS = ("l", "g", "h")  # ComfyUI's names of the encoders that take chunks of 75 tokens
 _MAX_KEPT_BYTES = 1 << 30
@@ -27,13 +28,15 @@ def literal(caption: str) -> str:
 class ComfyText:
     """A CLIP object as the core's text encoder. `at_work` is the host's own mode of working.
 
-    While `training` is on, captions are encoded on the spot, without the host loading models for it, and gradients flow;
-    the output of an encoder that nothing is trained in is kept and not computed again.
+    While `training` is on, captions are encoded on the spot, without the host loading models for it, and gradients
+    flow; the output of an encoder that nothing is trained in is kept and not computed again.
     """
 
     def __init__(self, clip: Any, max_chunks: int, at_work: Callable[[], AbstractContextManager[None]]) -> None:
         self._clip, self._max_chunks, self._at_work = clip, max_chunks, at_work
         self._direct = False
+        # behind a caption in T5 or a language model nothing can be added without changing the picture
+        self._reads_every_token = any(name not in _CLIPS for name in self.tokens(""))
 
     @property
     def key(self) -> str:
@@ -68,6 +71,10 @@ class ComfyText:
 
     def encode(self, captions: Sequence[str]) -> Conditioning:
         encodings = [self._encoded(caption) for caption in captions]
+        if self._reads_every_token and all(e.keys() <= {"text", "pooled"} for e in encodings):
+            found = stacked([e["text"] for e in encodings])
+            pooled = [e["pooled"] for e in encodings if "pooled" in e]
+            return found | ({"pooled": torch.cat(pooled)} if pooled else {})
         longest = max(len(e["text"][0]) for e in encodings)
         if any(len(e["text"][0]) != longest for e in encodings):
             empty = self._encoded("")
