@@ -37,6 +37,7 @@ from .patched import patched
 
 SETTING = "atelier_stock_training"
 FLUSH_EVERY_STEPS = 10
+_ORIGINAL = "atelier_original"
 # what the host's parser reads rightly: rates, each with an end in steps or -1; a + means something else to it
 _HOSTS_OWN = re.compile(r"\s*[0-9.eE+-]+\s*(:\s*(-1|[0-9]+)\s*)?(,\s*([0-9.eE+-]+\s*(:\s*(-1|[0-9]+)\s*)?)?)*")
 
@@ -44,18 +45,15 @@ _HOSTS_OWN = re.compile(r"\s*[0-9.eE+-]+\s*(:\s*(-1|[0-9]+)\s*)?(,\s*([0-9.eE+-]
 def install() -> None:
     """Replace the host's training functions wherever they are known by name; does nothing where it has none."""
     uninstall()
-    originals = []
     for module, name in _entries():
-        original = getattr(module, name)
-        setattr(module, name, _better(original))
-        originals.append((module, name, original))
-    _kept()["stock"] = originals
+        setattr(module, name, _better(getattr(module, name)))
 
 
 def uninstall() -> None:
-    """Put the host's training functions back."""
-    for module, name, original in _kept().pop("stock", []):
-        setattr(module, name, original)
+    """Put the host's training functions back, also where the host has taken ours over under a name of its own."""
+    for module, name in _entries():
+        while hasattr(getattr(module, name), _ORIGINAL):
+            setattr(module, name, getattr(getattr(module, name), _ORIGINAL))
 
 
 def _kept() -> dict[str, Any]:
@@ -83,6 +81,7 @@ def _better(train: Callable[..., Any]) -> Callable[..., Any]:
         with watched():
             return train(*args, **kwargs)
 
+    setattr(training, _ORIGINAL, train)
     return training
 
 

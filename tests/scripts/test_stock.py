@@ -1,10 +1,14 @@
 """The rows and schedules of the host's own training, without the host."""
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from sd_atelier.lib.lr_schedule import ScheduleError
 from sd_atelier.lib.records import read_losses
+from sd_atelier.scripts.webui import stock
 from sd_atelier.scripts.webui.stock import _HOSTS_OWN, StockRecorder, StockSchedule
 
 
@@ -95,3 +99,18 @@ def test_a_schedule_that_ends_before_the_run_ends_it_as_the_hosts_does():
 def test_a_fault_is_said_before_training(text):
     with pytest.raises(ScheduleError):
         StockSchedule(text, 10, lambda: None, False)
+
+
+def test_the_hosts_functions_are_put_back_wherever_they_went(monkeypatch):
+    own = SimpleNamespace(train_embedding=lambda: "host's")
+    host = own.train_embedding
+    monkeypatch.setitem(sys.modules, "modules.textual_inversion.textual_inversion", own)
+    stock.install()
+    # the host's API is imported later, and takes what it finds there
+    api = SimpleNamespace(train_embedding=own.train_embedding)
+    monkeypatch.setitem(sys.modules, "modules.api.api", api)
+    assert own.train_embedding is not host
+    stock.install()
+    assert own.train_embedding.atelier_original is host
+    stock.uninstall()
+    assert own.train_embedding is host and api.train_embedding is host

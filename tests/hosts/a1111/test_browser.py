@@ -1,4 +1,4 @@
-"""The pages in a real browser: a run from the form to the prompt of txt2img, in Japanese, on hostile names and captions.
+"""The pages in a real browser: from the form to the prompt of txt2img, in Japanese, on hostile names and captions.
 
 NODE_PATH: a folder of node packages with playwright-core. CHROMIUM: a browser.
 """
