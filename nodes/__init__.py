@@ -38,7 +38,7 @@ Events (`api.addEventListener("atelier.run", ({detail}) => ...)`), sent to every
 train node as the graph shows it) and `run` (the id of the live run, 16 hexadecimal digits; it names the run in routes).
 
     atelier.run         a run begins, or changes its state: {node, run, name, folder, state, message, num_steps,
-                        first_step, summary, notes: [text], schedule: [[step, rate], ...]}
+                        first_step, summary, notes: [text], schedule: [[step, rate], ...], file: as in atelier.finished}
                         state: "preparing" | "running" | "paused" | "stopping" | "finished" | "stopped" |
                         "interrupted" | "failed" | "restored" (an unchanged finished run was returned at once). name,
                         folder, num_steps, first_step, summary, notes and schedule are null or empty while it is
@@ -54,11 +54,11 @@ train node as the graph shows it) and `run` (the id of the live run, 16 hexadeci
 
 Routes. Answers are JSON; an error is {"error": "one sentence"} with status 400, 403, 404 or 409.
 
-    GET  /atelier/runs               {live: [the last atelier.run + atelier.progress of each, merged], runs: [names of
-                                     the run folders]}
+    GET  /atelier/runs               {live: [the last atelier.run + atelier.progress of each that goes on or ended since
+                                     the server began, merged; oldest first], runs: [names of the run folders]}
     GET  /atelier/runs/{run}         {..., points: [[step, step_loss, smoothed], ...], previews: [as in
-                                     atelier.preview]} of a live run or one that ended since the server began: what
-                                     redraws a chart
+                                     atelier.preview], controlled_points: [[step, controlled], ...]} of one of
+                                     these: what redraws a chart
     POST /atelier/runs/{run}/{what}  what: stop | save | sample | pause | go_on -> {run, state}. {run} may also be
                                      "node:ID" for the live run of the node with that id. Content-Type
                                      application/json and the page's own origin, or 403; a run that has ended: 409

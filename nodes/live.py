@@ -40,9 +40,11 @@ class LiveRun:
             "summary": "",
             "notes": [],
             "schedule": [],
+            "file": "",
         }
         self._progress: dict[str, Any] = {}
         self._points: list[list[Any]] = []
+        self._controlled: list[list[Any]] = []  # [step, controlled loss] of each measurement
         self._num_sent = 0
         self._previews: list[dict[str, Any]] = []
         self._last_sent = 0.0
@@ -69,6 +71,9 @@ class LiveRun:
         with self._lock:
             if progress.step_loss is not None and (not self._points or self._points[-1][0] < progress.step):
                 self._points.append([progress.step, progress.step_loss, progress.loss])
+            controlled = progress.controlled
+            if controlled is not None and (not self._controlled or self._controlled[-1][1] != controlled):
+                self._controlled.append([progress.step, controlled])
             self._progress = {
                 "step": progress.step,
                 "num_steps": progress.num_steps,
@@ -97,7 +102,7 @@ class LiveRun:
         """The last word; what was held back goes before it."""
         assert state in ENDED, state
         with self._lock:
-            self._run.update(state=state, message=message)
+            self._run.update(state=state, message=message, file=file)
             held_back = self._progress_payload(float("inf"))
             run = self._head() | self._run
             last = {"step": self._progress.get("step"), "num_steps": self._run["num_steps"]}
@@ -127,7 +132,8 @@ class LiveRun:
         with self._lock:
             every = -(-len(self._points) // MAX_POINTS) or 1
             points = self._points[::-1][::every][::-1]  # the newest is among them
-            return about | {"points": points, "previews": list(self._previews)}
+            controlled = list(self._controlled)
+            return about | {"points": points, "controlled_points": controlled, "previews": list(self._previews)}
 
     def _head(self) -> dict[str, Any]:
         return {"node": self.node, "run": self.id}

@@ -126,6 +126,7 @@ export class Runs {
     }
     if (detail.points) run.points = fewer(mergedPoints(run.points, detail.points));
     if (detail.previews) run.previews = [...detail.previews];
+    if (detail.controlled_points) run.controlledPoints = [...detail.controlled_points];
     if (typeof detail.controlled === "number" && run.step !== null) {
       const last = run.controlledPoints.at(-1);
       if (!last || (last[1] !== detail.controlled && last[0] < run.step)) {

@@ -83,7 +83,10 @@ test("an answer with the whole history replaces the previews instead of doubling
   const runs = begun();
   const preview = { step: 5, prompt: "p", seed: 1, image: { filename: "f" } };
   runs.preview({ ...head, ...preview });
-  assert.equal(runs.take({ ...head, previews: [preview] }).previews.length, 1);
+  const controlled_points = [[2, -0.01], [5, -0.02]];
+  const run = runs.take({ ...head, step: 5, controlled: -0.02, previews: [preview], controlled_points });
+  assert.equal(run.previews.length, 1);
+  assert.deepEqual(run.controlledPoints, controlled_points);
 });
 
 test("a long run keeps its first, its last and its recent points, and not all of the others", () => {

@@ -179,14 +179,14 @@ const scenarios = {
   },
 
   async reload(page) {
-    const node = await only(page, "AtelierTrain");
-    const about = { ...begun(node), ...progressed(node), state: "paused" };
+    const about = { ...begun("1"), ...progressed("1"), state: "paused" };
     await page.route("**/atelier/runs", (route) => route.fulfill({ json: { live: [about], runs: [] } }));
     await page.route("**/atelier/runs/*", (route) => route.fulfill({ json: { ...about, previews: [] } }));
-    await page.waitForTimeout(2500); // the page keeps the workflow
     await page.reload({ waitUntil: "domcontentloaded" });
     await ready(page);
-    await page.waitForTimeout(1500);
+    await page.evaluate(() => window.app.loadApiJson({ 1: { class_type: "AtelierTrain", inputs: {} } }, "test.json"));
+    await page.waitForSelector('.atelier-panel[data-state="paused"]', { state: "attached", timeout: 60_000 });
+    await page.waitForTimeout(500);
     return panel(page);
   },
 
@@ -252,8 +252,8 @@ const scenarios = {
     await page.evaluate(() => document.querySelector(".atelier-buttons button").click());
     await page.waitForTimeout(100);
     const asked_ = await panel(page);
-    await page.waitForFunction(() => document.querySelector('[data-state="stopped"]'), null, { timeout: 150_000 });
-    await page.waitForTimeout(500);
+    const hasEnded = () => document.querySelector('[data-state="stopped"] .atelier-message')?.textContent.includes(".safetensors");
+    await page.waitForFunction(hasEnded, null, { timeout: 150_000 });
     return { asked: asked_, stopped: await panel(page) };
   },
 

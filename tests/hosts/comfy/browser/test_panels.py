@@ -4,7 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from comfy_client import MODELS
+from PIL import Image
 
+CHECKPOINT = "sd15-mini-tae.safetensors"
 ROOT = Path(__file__).parents[4]
 RENDERERS = pytest.mark.parametrize("vue", [False, True], ids=["classic", "vue"])
 NAME = "toys <img src=x onerror=alert(1)>"
@@ -102,6 +105,25 @@ def test_the_panel_speaks_the_language_of_the_page(browse, language):
 
 
 def test_every_help_page_is_served(browse, server):
-    nodes = [name for name in server.call("/object_info") if name.startswith("Atelier")]
+    nodes = [name for name, info in server.call("/object_info").items() if info["python_module"].endswith(".atelier")]
     assert nodes
     assert browse("help", nodes=nodes)["missing"] == []
+
+
+def test_a_real_run_is_stopped_from_the_page_and_its_network_is_saved(browse, server, tmp_path):
+    if not (MODELS / "checkpoints" / CHECKPOINT).is_file():
+        pytest.skip(f"there is no {CHECKPOINT} in the checkpoints folder of COMFYUI_MODELS")
+    for number in range(2):
+        Image.new("RGB", (64, 64), (90 * number, 120, 200)).save(tmp_path / f"{number}.png")
+    train = {"model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "dataset": ["2", 0], "name": "from the page"}
+    graph = {
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": CHECKPOINT}},
+        "2": {"class_type": "AtelierDatasetFolder", "inputs": {"folder": str(tmp_path), "trigger": "toy"}},
+        "3": {"class_type": "AtelierTrain", "inputs": {**train, "steps": 1000, "resolution": 64, "batch_size": 1}},
+    }
+    seen = browse("stop", graph=graph)
+    assert seen["asked"]["buttons"] == [] and seen["asked"]["message"].startswith("Stopping after this step")
+    assert seen["stopped"]["state"] == "Stopped"
+    (file,) = (server.output / "loras").glob("*.safetensors")
+    assert file.name in seen["stopped"]["message"]
+    assert "line smooth" in seen["stopped"]["curves"] or "dots single few" in seen["stopped"]["curves"]
