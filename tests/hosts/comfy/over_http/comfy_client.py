@@ -1,8 +1,9 @@
 """A real ComfyUI server, started with --cpu, and a client.
 
-It is started from `COMFYUI_PATH` with the Python that runs the tests, has its own input, output, user and temp folders,
-and loads this pack and the nodes of `faults/`. Checkpoints are those that the project's `make_ckpt.py` makes; they are
-looked for in `COMFYUI_MODELS` (else in ComfyUI's own models folder), and a test that lacks one is skipped and says which.
+It is started from `COMFYUI_PATH` with the Python that runs the tests, has input, output, user and temp folders of its
+own, and loads this pack and the nodes of `faults/`. Checkpoints are those that the project's `make_ckpt.py` makes; they
+are looked for in `COMFYUI_MODELS` (else in ComfyUI's own models folder), and a test that lacks one is skipped and says
+which.
 """
 
 import contextlib

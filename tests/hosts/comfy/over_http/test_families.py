@@ -1,4 +1,4 @@
-"""Each family's small checkpoint learns from photographs, and core's loader gives the same picture as the live network."""
+"""Each family's small checkpoint learns from photographs, and core's loader gives the live network's picture."""
 
 import csv
 

@@ -120,7 +120,7 @@ def test_the_host_is_as_it_was(server, graphs, drawn, how):
         server.until(lambda live: live.get("step", 0) >= 2)
         server.call("/interrupt", {})
     entry = server.wait(prompt)
-    ended = {kind: about for kind, about in entry["status"]["messages"]}
+    ended = dict(entry["status"]["messages"])
     folder = run_folder(server, f"after {how}")
     if how == "run":
         assert entry["status"]["status_str"] == "success"
