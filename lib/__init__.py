@@ -34,9 +34,9 @@ A file imports its own layer and below; tests/test_layers.py reads the imports a
         keys/            module names <-> names in files, per model family; the layers that get one adapter each
         network_keys.py  the layers of any network file, told by keys and shapes
         trainables/      what can be trained, one algorithm a file
-    L2  data/            scan, headers, captions, buckets, pictures, shards, encode, cache, loader, conditioner; tag rules
-                         and edits, caption files with undo, duplicates, findings; focal points, image steps, preparing,
-                         bucket previews; ONNX models: taggers, segmentation
+    L2  data/            scan, headers, captions, buckets, pictures, shards, encode, cache, loader, conditioner; tag
+                         rules and edits, caption files with undo, duplicates, findings; focal points, image steps,
+                         preparing, bucket previews; ONNX models: taggers, segmentation
         diffusion_loss.py  the loss of a batch: from clean latents to one number a sample
     L3  records.py       the files of the records: rows, offsets, reading
         recorder.py      per-sample loss rows and the three means

@@ -197,4 +197,4 @@ def _sha(data: bytes) -> str:
 
 
 def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",")]
+    return [word.strip() for word in text.split(",") if word.strip()]

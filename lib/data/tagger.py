@@ -121,7 +121,8 @@ def chosen_tags(
 ) -> list[ScoredTag]:
     """The tags of one picture from its probabilities; ratings and other categories are left out."""
     rules = rules or tag_rules()
-    least = {GENERAL: config.general_threshold, CHARACTER: config.character_threshold}
+    # in the precision of the scores, so that one equal to the threshold is taken with every numpy
+    least = {GENERAL: np.float32(config.general_threshold), CHARACTER: np.float32(config.character_threshold)}
     never = {plain(tag) for tag in config.exclude.split(",") if tag.strip()}
     found = [
         ScoredTag(written(tag.name, config, rules), float(score), tag.category)

@@ -19,7 +19,7 @@ COMMANDS = {
     "strip": "every checkpoint of a run at fixed seeds, side by side",
     "report": "draw a run's loss and write its report page",
     "schedule": "print or draw a learning-rate schedule",
-    "data": "check a data set, count and edit its tags, find duplicates",
+    "data": "check a data set, count and edit its tags, caption and prepare its pictures",
     "inspect": "say what a network file is",
     "demo": "train on a tiny model and pictures that are made on the spot",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -85,3 +85,13 @@ class StopRequest:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def counting(terminal: Terminal, what: str) -> Callable[[int, int], None]:
+    """Says every tenth part of the way."""
+
+    def progress(done: int, total: int) -> None:
+        if done == total or done * 10 // total > (done - 1) * 10 // total:
+            terminal.say(f"{what} {done}/{total}")
+
+    return progress

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -68,8 +71,77 @@ def test_tags_are_counted_and_duplicates_named(folder, capsys):
         (["edit", "remove"], "the edit remove needs tags"),
         (["check", "--rules", "missing.json"], "missing.json cannot be read as a table of tag rules"),
         (["check", "--tokenizer", "."], "holds no vocab.json"),
+        (["tag", "--model", "."], "put model.onnx and selected_tags.csv of a WD14-type tagger there"),
+        (["tag", "--model", ".", "--existing", "merge"], "existing is"),
+        (["tag", "--model", ".", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+        (["prepare", "../out"], "there is nothing to do; name a step"),
+        (["prepare", "../out", "--crop", "768"], '--crop must be WxH in pixels, as in 768x768, got "768"'),
+        (["prepare", "../out", "--crop", "4x768"], "width must be at least 8, got 4"),
+        (["prepare", "../out", "--flip", "--focal"], "--focal says where to cut; it needs --crop or --buckets"),
+        (["prepare", "../out", "--crop", "64x64", "--buckets", "64"], "two ways to cut; take one"),
+        (["prepare", "../out", "--background", "black"], "choices: alpha, white"),
+        (["prepare", "../out", "--flip", "--segmenter", "."], "there is no segmentation model in"),
+        (["buckets", "--resolution", "0"], "resolution must be at least 8, got 0"),
     ],
 )
 def test_wrong_words_are_one_sentence(folder, capsys, words, said):
     assert main(["data", words[0], str(folder), *words[1:]]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_prepare_says_what_it_would_make_makes_it_and_goes_on(folder, tmp_path_factory, capsys):
+    out = tmp_path_factory.mktemp("new") / "out"
+    words = [
+        "data",
+        "prepare",
+        str(folder),
+        str(out),
+        "--dedupe",
+        "--crop",
+        "64x48",
+        "--focal",
+        "--unsharp",
+        "50",
+        "--flip",
+    ]
+    assert main([*words, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "a.png -> a.png 64 x 48, a-flip.png 64 x 48" in said and "8 pictures would be made, 0 were there" in said
+    assert "e.jpg is left out: shows nearly the same as d.png" in said and not out.exists()
+    assert main(words) == 0
+    assert "8 pictures made, 0 were there" in capsys.readouterr().out
+    with Image.open(out / "a-flip.png") as image:
+        assert image.size == (64, 48)
+    assert (out / "c-flip.txt").read_text("utf-8") == "1girl, open mouth, closed mouth"
+    assert main(words) == 0
+    assert "0 pictures made, 8 were there" in capsys.readouterr().out
+    assert main([*words[:4], "--split"]) == 2
+    assert "was prepared from other steps" in capsys.readouterr().err
+
+
+def test_buckets_are_counted_and_what_is_cut_away_is_shown(folder, tmp_path_factory, capsys):
+    Image.new("RGB", (300, 20)).save(folder / "long.png")
+    out = tmp_path_factory.mktemp("previews")
+    assert main(["data", "buckets", str(folder), "--resolution", "64", "--save", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "     6  64 x 64" in said and "long.png loses 93%" in said and "1 of 6 pictures lose 20% or more" in said
+    assert [p.name for p in out.iterdir()] == ["long.png.png"]
+
+
+def test_pictures_are_tagged_and_taken_back(folder, tmp_path_factory, capsys):
+    pytest.importorskip("onnxruntime", reason="taggers need onnxruntime (the extra tagger)")
+    writer = runpy.run_path(str(Path(__file__).parents[1] / "data" / "onnx_writer.py"))
+    model = tmp_path_factory.mktemp("model") / "tagger"
+    rows = [[1, "general", 9, 1], [2, "long_hair", 0, 9], [3, "saber_(fate)", 4, 9], [4, "hat", 0, 9]]
+    writer["write_tagger"](model, [[0, 0, 0]] * 4, [5, 1, 5, -5], rows)
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    (folder / "a.txt").unlink()
+    words = ["data", "tag", str(folder), "--model", str(model)]
+    assert main(words) == 0
+    assert "a.txt: +saber (fate), +long hair" in capsys.readouterr().out and not (folder / "a.txt").exists()
+    assert main([*words, "--apply", "--escape", "--existing", "append"]) == 0
+    assert (folder / "a.txt").read_text("utf-8") == r"saber \(fate\), long hair"
+    assert (folder / "d.txt").read_text("utf-8") == r"1girl, smile, saber \(fate\), long hair"
+    assert main(["data", "undo", str(folder)]) == 0
+    del before["a.txt"]
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before

@@ -1,4 +1,4 @@
-"""`atelier data`: what is wrong with a data set, its tags, and edits of its captions that can be undone."""
+"""`atelier data`: what is wrong with a data set, its tags, edits of its captions that can be undone, its pictures."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from ...config import ConceptConfig, DataConfig
+from ...config import ConceptConfig, DataConfig, from_dict
 from ...data import caption_files, duplicates
 from ...data.findings import caption_findings, duplicate_findings, tag_counts
 from ...data.scan import Problem, Scan, scan, verify
 from ...data.tag_edits import EDITS, TagFilter, edit, in_turn
 from ...data.tag_rules import tag_rules
+from ...data.tagger import Tagger, TaggingConfig, tag_pictures
 from ...files import sha256_of
+from ..pipeline import choose_device
+from ..progress import StopRequest, Terminal, counting
+from . import data_pictures
 
 MAX_SHOWN = 20  # findings of one kind
 
@@ -44,10 +48,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         edits.add_argument(f"--{name}", default="", metavar="TAGS", help=f"only captions with {text}")
     edits.add_argument("--apply", action="store_true", help="write the changes; `atelier data undo` takes them back")
     action("undo", _undo, "take the newest edit back, byte for byte")
+    _add_tag(action("tag", _tag, "caption pictures by a tagger; shows what would change unless --apply is given"))
+    data_pictures.add_buckets(
+        action("buckets", data_pictures.buckets, "say which bucket each picture gets, and how much of it is cut away")
+    )
+    data_pictures.add_prepare(
+        action("prepare", data_pictures.prepare, "prepare pictures into a new folder; a second call goes on")
+    )
+
+
+def _add_tag(tag: argparse.ArgumentParser) -> None:
+    tag.add_argument("--model", type=Path, required=True, metavar="DIR", help="holds model.onnx and selected_tags.csv")
+    tag.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, ...")
+    tag.add_argument("--batch-size", type=int, default=8, metavar="N")
+    tag.add_argument("--general", type=float, default=0.35, metavar="P", help="least probability of a general tag")
+    tag.add_argument("--character", type=float, default=0.85, metavar="P", help="least probability of a character")
+    tag.add_argument("--existing", default="skip", help="captions that are there: skip, append or replace")
+    tag.add_argument("--order", default="score", help="score or csv")
+    tag.add_argument("--exclude", default="", metavar="TAGS", help="tags that are never taken")
+    tag.add_argument("--underscores", action="store_true", help="keep the underscores of tags")
+    tag.add_argument("--escape", action="store_true", help="\\( for (, as prompts of the WebUI need it")
+    tag.add_argument("--apply", action="store_true", help="write the captions; `atelier data undo` takes them back")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do it. Returns 0, or 1 where `check` finds an error. Errors: `ValueError` in a sentence."""
+    """Do it. Returns 0, 1 where `check` finds an error, 3 where it was stopped. Errors: `ValueError` in a sentence."""
     return args.run_action(args)
 
 
@@ -139,3 +164,42 @@ def _undo(args: argparse.Namespace) -> int:
     title, num = caption_files.undo(args.folder)
     print(f'took back "{title}": {num} captions')
     return 0
+
+
+def _tag(args: argparse.Namespace) -> int:
+    config = from_dict(
+        TaggingConfig,
+        {
+            "general_threshold": args.general,
+            "character_threshold": args.character,
+            "existing": args.existing,
+            "order": args.order,
+            "exclude": args.exclude,
+            "spaces": not args.underscores,
+            "escape": args.escape,
+        },
+    )
+    if args.batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
+    tagger = Tagger(args.model, str(choose_device(args.device)))
+    pictures = [sample.path for sample in _scan(args.folder).samples]
+    terminal = Terminal()
+    stop = StopRequest(terminal)
+    with stop.listening():
+        found = tag_pictures(
+            pictures,
+            tagger,
+            config,
+            batch_size=args.batch_size,
+            on_progress=counting(terminal, "tagged"),
+            stopped=lambda: stop.requested,
+        )
+    changes = caption_files.plan_words({path: [t.tag for t in tags] for path, tags in found.items()}, config.existing)
+    for change in changes:
+        print(change.diff())
+    if args.apply and changes:
+        caption_files.apply(changes, args.folder, f"tag by {args.model.name}")
+        print(f"{len(changes)} captions written; take it back with: atelier data undo {args.folder}")
+    else:
+        print(f"{len(changes)} captions would change" + ("; --apply writes them" if changes else ""))
+    return 3 if stop.requested else 0

@@ -1,0 +1,139 @@
+"""`atelier data buckets` and `atelier data prepare`: the pictures of a data set before the first step."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+from ...config import ConceptConfig, DataConfig, checked
+from ...data import preparing
+from ...data.bucket_preview import bucket_counts, bucket_cut, bucket_preview
+from ...data.image_steps import Tools, steps_from
+from ...data.scan import scan
+from ...data.segmentation import Segmenter
+from ...data.tag_rules import tag_rules
+from ...files import make_folder, safe_name, sha256_of, write_image
+from ..pipeline import choose_device
+from ..progress import StopRequest, Terminal, counting
+
+
+def add_buckets(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `atelier data buckets`."""
+    parser.add_argument("--resolution", type=int, default=512, metavar="PX")
+    parser.add_argument("--least", type=float, default=20, metavar="PERCENT", help="name pictures that lose so much")
+    parser.add_argument("--save", type=Path, metavar="DIR", help="write a preview of each of them into this folder")
+
+
+def add_prepare(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `atelier data prepare`."""
+    parser.add_argument("out", type=Path, metavar="OUT", help="the new folder")
+    parser.add_argument("--dedupe", action="store_true", help="of pictures that show the same keep the largest")
+    parser.add_argument("--background", metavar="TO", help="white or alpha: what becomes of the background")
+    parser.add_argument("--segmenter", type=Path, metavar="FILE", help="a U2-Net or IS-Net as .onnx, for --background")
+    parser.add_argument("--device", default="auto", help="where the segmenter runs: auto (default), cpu, cuda, ...")
+    parser.add_argument("--split", action="store_true", help="cut long pictures into overlapping parts of the shape")
+    parser.add_argument("--overlap", type=float, default=0.2, metavar="SHARE", help="of neighbouring parts")
+    parser.add_argument("--split-threshold", type=float, default=0.5, metavar="RATIO")
+    parser.add_argument("--crop", metavar="WxH", help="resize and crop to this size")
+    parser.add_argument("--buckets", type=int, metavar="PX", help="resize and crop into the buckets of a resolution")
+    parser.add_argument("--focal", action="store_true", help="crop around the focal point instead of the middle")
+    parser.add_argument("--unsharp", type=int, metavar="PERCENT", help="sharpen")
+    parser.add_argument("--flip", action="store_true", help="add each picture mirrored")
+    parser.add_argument("--dry-run", action="store_true", help="do all the work, write nothing, say what would be made")
+
+
+def buckets(args: argparse.Namespace) -> int:
+    """How many pictures each bucket has, and which lose much."""
+    # sides as far from the resolution as the defaults are from 512
+    config = checked(
+        DataConfig(
+            concepts=(ConceptConfig(folder=str(args.folder)),),
+            resolution=args.resolution,
+            bucket_min_px=max(8, args.resolution // 2),
+            bucket_max_px=2 * args.resolution,
+        )
+    )
+    found = scan(config)
+    for (width, height), num in bucket_counts(found.samples).items():
+        print(f"{num:6d}  {width} x {height}")
+    cuts = sorted((bucket_cut(sample) for sample in found.samples), key=lambda cut: -cut.lost)
+    cuts = [cut for cut in cuts if cut.lost * 100 >= args.least]
+    for cut in cuts:
+        print(f"{cut.sample.name} loses {cut.lost:.0%} in {cut.sample.bucket[0]} x {cut.sample.bucket[1]}")
+        if args.save:
+            make_folder(args.save)
+            name = safe_name(cut.sample.name.partition("/")[2], "picture")
+            write_image(args.save / f"{name}.png", bucket_preview(cut.sample, config.max_megapixels).whole)
+    print(f"{len(cuts)} of {len(found.samples)} pictures lose {args.least:g}% or more")
+    return 0
+
+
+def prepare(args: argparse.Namespace) -> int:
+    """Prepare the pictures. Returns 0, or 3 where it was stopped."""
+    segmenter = Segmenter(args.segmenter, str(choose_device(args.device))) if args.segmenter else None
+    names = (f"{segmenter.model.path.name} {sha256_of(segmenter.model.path)}",) if segmenter else ()
+    terminal = Terminal()
+    stop = StopRequest(terminal)
+    with stop.listening():
+        result = preparing.prepare(
+            args.folder,
+            args.out,
+            steps_from(_steps(args)),
+            Tools(background_mask=segmenter, rules=tag_rules(args.rules), names=names),
+            dry_run=args.dry_run,
+            on_progress=counting(terminal, "looked at"),
+            stopped=lambda: stop.requested,
+        )
+    for problem in result.problems:
+        if problem.severity != "note":
+            print(problem)
+    for picture in result.pictures:
+        if picture.left_out:
+            print(f"{picture.source} is left out: {picture.left_out}")
+        for note in picture.notes:
+            print(f"{picture.source} {note}")
+        if args.dry_run and picture.made:
+            print(f"{picture.source} -> {', '.join(f'{n} {w} x {h}' for n, (w, h) in picture.outputs.items())}")
+    made = "would be made" if args.dry_run else "made"
+    print(f"{result.num_made} pictures {made}, {result.num_kept} were there" + (", stopped" if result.stopped else ""))
+    return 3 if result.stopped else 0
+
+
+def _steps(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The steps in the order in which they make sense: what is removed first, what depends on the final pixels last."""
+    if args.crop and args.buckets:
+        raise ValueError("--crop and --buckets are two ways to cut; take one")
+    if args.focal and not (args.crop or args.buckets):
+        raise ValueError("--focal says where to cut; it needs --crop or --buckets")
+    if args.segmenter and not args.background:
+        raise ValueError("--segmenter finds the background; say what becomes of it: --background white or alpha")
+    width, height = _size(args.crop) if args.crop else (1, 1)
+    steps: list[dict[str, Any]] = []
+    if args.dedupe:
+        steps.append({"step": "dedupe"})
+    if args.background:
+        steps.append({"step": "background", "to": args.background})
+    if args.split:
+        shape = {"width": width, "height": height}
+        steps.append({"step": "split", "overlap": args.overlap, "threshold": args.split_threshold, **shape})
+    if args.crop:
+        steps.append({"step": "crop", "width": width, "height": height, "focal": args.focal})
+    if args.buckets:
+        sides = {"max_px": 2 * args.buckets, "min_px": max(8, args.buckets // 2)}
+        steps.append({"step": "bucket", "resolution": args.buckets, "focal": args.focal, **sides})
+    if args.unsharp:
+        steps.append({"step": "unsharp", "percent": args.unsharp})
+    if args.flip:
+        steps.append({"step": "flip"})
+    if not steps:
+        raise ValueError("there is nothing to do; name a step, as in --crop 768x768 (see --help)")
+    return steps
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text.lower(), re.ASCII)
+    if not match:
+        raise ValueError(f'--crop must be WxH in pixels, as in 768x768, got "{text}"')
+    return int(match[1]), int(match[2])
