@@ -13,7 +13,7 @@ window.atelier = window.atelier || {};
         {title: "Network", groups: ["trainable", "trainable.rules[]"], open: true,
             shown: ["trainable.algorithm", "trainable.rank", "trainable.alpha", "trainable.layers", "trainable.text_encoder"]},
         {title: "Previews", groups: ["preview"], open: true, kind: "preview",
-            shown: ["preview.every_steps", "preview.prompts", "preview.negative_prompt", "preview.seed"]},
+            shown: ["preview.prompts", "preview.negative_prompt", "preview.every_steps", "preview.seed", "preview.steps"]},
         {title: "Checkpoints and records", groups: ["save", "record"],
             shown: ["save.every_steps", "save.keep_last", "record.probe_every_steps", "save.dtype"]},
         {title: "Optimizer", groups: ["optimizer"], shown: ["optimizer.name", "optimizer.weight_decay", "optimizer.clip_norm"]},
