@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import threading
 from collections.abc import Iterable
 from dataclasses import asdict
 from functools import lru_cache
@@ -30,6 +31,7 @@ from .folders import is_below, is_local, roots_in, run_parents, settings_file
 
 MAX_PICTURES = 300
 THUMBNAIL_PX = 192
+_READING = threading.Lock()
 _PREVIEW = re.compile(r"(\d{6,})-(\d+)-.*\.png")
 
 
@@ -124,7 +126,9 @@ def thumbnail(path: Path) -> Image.Image:
 
 def trained_picture(key: str, image: str) -> Path:
     """The file of a picture that a run was trained on. Errors: `ValueError` where it is gone or may not be shown."""
-    paths = _paths_of(str(folder_of(key)))
+    # a page asks for many at once, and the first one reads the folder
+    with _READING:
+        paths = _paths_of(str(folder_of(key)))
     if image not in paths:
         raise ValueError(f"{image} is no longer where it was")
     path = paths[image]

@@ -12,7 +12,7 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -196,17 +196,24 @@ def _of_files(request: StripRequest) -> Strip:
     given = Path(text)
     source = given if given.is_absolute() else loras / given
     roots = [loras, own_folder(), *run_parents(), *roots_in(settings_file())]
-    if not is_local() and not is_below(Path(str(source).split("*")[0]).resolve(), roots):
-        raise ValueError(
-            f'"{text}" may not be used, because this WebUI can be reached from other machines; name a folder below '
-            f"{loras}, or add its root to {settings_file()} on the machine it runs on"
-        )
+    # said before anything is looked at, and of each file, since a pattern can lead out of its folder again
+    _check_below(text, [Path(str(source).partition("*")[0])], roots)
     files = checkpoint_files(source if source.exists() or "*" in text else source.with_suffix(".safetensors"))
+    _check_below(text, files.values(), roots)
     labels = selected(list(files), every=request.every)
     digest = hashlib.sha256(str(source).encode("utf-8", "surrogatepass")).hexdigest()[:8]
     title = source.name.replace("*", "") or "strip"
     folder = own_folder() / "strips" / f"{safe_name(title, 'strip')}-{digest}"
     return Strip(request, title, {label: files[label] for label in labels}, folder)
+
+
+def _check_below(text: str, paths: Iterable[Path], roots: Sequence[Path]) -> None:
+    """Errors: `ValueError` where others reach this WebUI and a path lies outside the roots."""
+    if not is_local() and not all(is_below(path.resolve(), roots) for path in paths):
+        raise ValueError(
+            f'"{text}" may not be used, because this WebUI can be reached from other machines; name a folder below '
+            f"{roots[0]}, or add its root to {settings_file()} on the machine it runs on"
+        )
 
 
 def _make(strip: Strip, rows: Sequence[Row]) -> None:
