@@ -1,4 +1,4 @@
-"""A run that began in the standalone host goes on in ComfyUI, and the other way round: one base, equal rows and state."""
+"""A run that began in the standalone host goes on in ComfyUI, and the other way round: one base, rows and state."""
 
 import csv
 import json
