@@ -32,6 +32,7 @@ FAMILY = os.environ["A1111_FAMILY"]
 # where the host moves the model about, fused text encoders are refused
 MOVED = shared.cmd_opts.medvram or shared.cmd_opts.lowvram
 TEXT_TOO = FAMILY == "sd1" or not MOVED
+IS_HALF = devices.dtype_unet == torch.float16
 
 
 def ours(name):
@@ -216,7 +217,8 @@ def law_the_saved_file_gives_the_live_networks_picture():
         (sampled["000003"], through_file, "the saved file does not give the live network's picture"),
     ):
         difference = np.abs(made - expected)
-        assert difference.mean() < 1e-4 and difference.max() <= 1 / 255 + 1e-6, (what, difference.max())
+        mean, highest = (1e-3, 4 / 255) if IS_HALF else (1e-4, 1 / 255)
+        assert difference.mean() < mean and difference.max() <= highest + 1e-6, (what, difference.max())
     assert np.abs(base - through_file).mean() > 5e-3, "the network changes nothing"
     assert (picture() == base).all(), "the network stayed in the weights"
     keys = load_file(published.path)
@@ -368,7 +370,8 @@ def law_recomputing_blocks_changes_no_gradient():
     ups = {name: tensor for name, tensor in losses[False].items() if "lora_up" in name}
     assert sum(bool(tensor.abs().max() > 0) for tensor in ups.values()) > 0.8 * len(ups)
     for name, tensor in ups.items():
-        assert torch.allclose(tensor, losses[True][name], rtol=1e-3, atol=1e-7), name
+        difference = (tensor - losses[True][name]).norm() / (tensor.norm() + 1e-9)
+        assert difference < (0.05 if IS_HALF else 1e-3), (name, difference)
 
 
 def law_text_encoders_learn_in_every_layer_that_counts():
