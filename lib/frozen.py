@@ -275,7 +275,7 @@ def _convolution_of(layer: nn.Module, weights: Weights) -> Callable[..., Tensor]
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         # a host's own arguments are for what is not trained, such as the frames of an autoencoder
-        if args or kwargs or not (torch.is_grad_enabled() and x.requires_grad):
+        if args or kwargs:
             return inner(x, *args, **kwargs)
         x, geometry = _padded(x, layer)
         return _Convolution.apply(x, layer, weights, geometry)

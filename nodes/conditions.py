@@ -37,9 +37,10 @@ def comfy_conditionings(conditioning: Conditioning, with_sizes: bool) -> list[li
     return pairs
 
 
-def model_conds(model: Any, conditioning: Conditioning, x_t: Tensor) -> dict[str, Any]:
+def model_conds(model: Any, conditioning: Conditioning, x_t: Tensor) -> list[dict[str, Any]]:
     """The keyword arguments of `apply_model` for x_t (B, C, h, w) or (B, C, 1, h, w). Differentiable.
 
+    One set for the whole batch; or one a sample, where the model says that they cannot be computed together.
     Errors: `ValueError` for a model that wants a picture beside the noise.
     """
     each: list[dict[str, Any]] = []
@@ -51,6 +52,10 @@ def model_conds(model: Any, conditioning: Conditioning, x_t: Tensor) -> dict[str
         each.append({name: cond.process_cond(batch_size=1, area=None) for name, cond in found.items()})
     if "c_concat" in each[0]:
         raise ValueError(
-            "this model is given a picture beside the noise (inpainting, editing or image to video); it cannot be trained"
+            "this model is given a picture beside the noise (inpainting, editing, image to video); it cannot be trained"
         )
-    return {name: cond.concat([other[name] for other in each[1:]]) for name, cond in each[0].items()}
+    first, *others = each
+    together = all(o.keys() == first.keys() and all(c.can_concat(o[name]) for name, c in first.items()) for o in others)
+    if not together:
+        return [{name: cond.cond for name, cond in one.items()} for one in each]
+    return [{name: cond.concat([other[name] for other in others]) for name, cond in first.items()}]

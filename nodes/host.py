@@ -34,12 +34,12 @@ class ComfyHost:
                   on_progress=..., on_preview=..., sampler_name="", scheduler="", model_info={}, text=None,
                   autoencoder=None)
 
-    clip_skip: 1 for the last layer, 2 for the one before and so on; None leaves it as the CLIP has it. max_token_chunks:
-    chunks of 75 tokens that a caption may fill. train_text: whether text encoders are trained, so that they are kept
-    loaded beside the model (`config.trainable.text_encoder`). control: what buttons set. on_progress(Progress) after
-    each step, on_preview(step, SampleRequest, PIL image) after each preview; both may raise. sampler_name, scheduler:
-    ComfyUI's names for previews; empty for euler, with normal or simple. model_info: name and hash where they are known.
-    text, autoencoder: used instead of CLIP and VAE, for conditionings and latents that were made elsewhere.
+    clip_skip: 1 for the last layer, 2 for the one before and so on; None leaves it as it is. max_token_chunks: chunks
+    of 75 tokens that a caption may fill. train_text: whether text encoders are trained, so that they are kept loaded
+    beside the model (`config.trainable.text_encoder`). control: what buttons set. on_progress(Progress) after each
+    step, on_preview(step, SampleRequest, PIL image) after each preview; both may raise. sampler_name, scheduler:
+    ComfyUI's names for previews; empty for euler, with normal or simple. model_info: name and hash where they are
+    known. text, autoencoder: used instead of CLIP and VAE, for what was encoded elsewhere.
 
     Make it where the node runs, in ComfyUI's own inference mode, and use it in that thread.
     Errors: `ValueError` for a model that cannot be trained, or a VAE that is not its own.
@@ -137,8 +137,8 @@ class ComfyHost:
     def training(self, compute_dtype: torch.dtype, block_checkpointing: bool) -> Iterator[None]:
         if compute_dtype != self.compute_dtype:
             raise ValueError(
-                f"loop.compute_dtype asks for {compute_dtype}, and ComfyUI computes this model in {self.compute_dtype}; "
-                "use auto, or start ComfyUI with --fp32-unet, --bf16-unet or --fp16-unet"
+                f"loop.compute_dtype asks for {compute_dtype}, and ComfyUI computes this model in "
+                f"{self.compute_dtype}; use auto, or start ComfyUI with --fp32-unet, --bf16-unet or --fp16-unet"
             )
         self._refuse_replaced_forwards()
         base = self._loaded.model
@@ -166,23 +166,29 @@ class ComfyHost:
         self._loaded.load_for(x_t.shape)
         base = self._loaded.model
         conditioning = {name: tensor.to(self.device) for name, tensor in conditioning.items()}
-        conds = model_conds(base, conditioning, x_t)
         sigma = sigma_of(base.model_sampling, t)
-        shape = (-1,) + (1,) * (x_t.ndim - 1)
         # ComfyUI's own scale of noisy latents: x_0 + sigma * noise in diffusion, as in the core for flow
-        x = x_t if self.alphas_cumprod is None else x_t * (sigma.square() + 1).sqrt().view(shape)
+        scale = 1 if self.alphas_cumprod is None else (sigma.square() + 1).sqrt().view(-1, *(1 for _ in x_t.shape[1:]))
+        each = model_conds(base, conditioning, x_t)
+        with raw_prediction(base.model_sampling):
+            predictions = [
+                self._predicted(x, s, conds)
+                for x, s, conds in zip((x_t * scale).chunk(len(each)), sigma.chunk(len(each)), each, strict=True)
+            ]
+        prediction = torch.cat(predictions) if len(predictions) > 1 else predictions[0]
+        return prediction.squeeze(2) if self._latent_dimensions == 3 else prediction
+
+    def _predicted(self, x: Tensor, sigma: Tensor, conds: dict[str, Any]) -> Tensor:
+        """Through the wrappers and patches that the MODEL carries."""
         options = self._loaded.options.get("transformer_options", {}).copy()
         options |= {"cond_or_uncond": [0], "sigmas": sigma}
         options.setdefault("optimized_attention_override", _differentiable_attention)
         conds["transformer_options"] = options
+        apply_model = self._loaded.model.apply_model
         wrapper = self._loaded.options.get("model_function_wrapper")
-        with raw_prediction(base.model_sampling):
-            if wrapper is None:
-                prediction = base.apply_model(x, sigma, **conds)
-            else:
-                given = {"input": x, "timestep": sigma, "c": conds, "cond_or_uncond": [0]}
-                prediction = wrapper(base.apply_model, given)
-        return prediction.squeeze(2) if self._latent_dimensions == 3 else prediction
+        if wrapper is None:
+            return apply_model(x, sigma, **conds)
+        return wrapper(apply_model, {"input": x, "timestep": sigma, "c": conds, "cond_or_uncond": [0]})
 
     def progress(self, progress: Progress) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()

@@ -107,7 +107,7 @@ class LoadedModel:
             return
         with self.at_work():
             patchers = [self.patcher, *self.patcher.get_nested_additional_models()]
-            if self._with_text or self.clip is not None and not self._training:
+            if self._with_text or (self.clip is not None and not self._training):
                 patchers.append(self.clip.patcher)
             comfy.model_management.load_models_gpu(patchers, memory_required=memory_bytes)
             if self._training:
@@ -163,7 +163,7 @@ class LoadedModel:
                     continue
                 for holder in (module._parameters, module._buffers):
                     for name, tensor in holder.items():
-                        if tensor is not None and tensor.is_inference() and _is_plain(tensor):
+                        if tensor is not None and (tensor.is_inference() or tensor.requires_grad) and _is_plain(tensor):
                             self._lent.append((holder, name, tensor))
         for holder, name, tensor in self._lent:
             holder[name] = _ordinary(tensor)

@@ -44,8 +44,8 @@ def prediction_of(model_sampling: Any) -> tuple[str, Tensor | None]:
     if prediction == "flow":
         if getattr(model_sampling, "noise_scale", 1.0) != 1.0:
             raise ValueError(
-                f"this model scales its noise by {model_sampling.noise_scale}, which cannot be trained; a ModelSampling "
-                "node may have set it"
+                f"this model scales its noise by {model_sampling.noise_scale}, which cannot be trained; a "
+                "ModelSampling node may have set it"
             )
         return prediction, None
     sigmas = model_sampling.sigmas.detach().to("cpu", torch.float32, copy=True)
@@ -55,8 +55,8 @@ def prediction_of(model_sampling: Any) -> tuple[str, Tensor | None]:
         got = model_sampling.timestep(model_sampling.sigmas[asked.to(model_sampling.sigmas.device)])
     if got.tolist() != asked.tolist():
         raise ValueError(
-            f"the timesteps of this model's {len(sigmas)} noise levels are not their numbers (a distilled or continuous "
-            "schedule); train the model without that ModelSampling node"
+            f"the timesteps of this model's {len(sigmas)} noise levels are not their numbers (a distilled or "
+            "continuous schedule); train the model without that ModelSampling node"
         )
     return prediction, (1 / (sigmas.double().square() + 1)).float()
 

@@ -6,6 +6,7 @@ call a kernel that autograd does not know.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -28,14 +29,24 @@ def apply_rope(xq: Tensor, xk: Tensor, freqs_cis: Tensor) -> tuple[Tensor, Tenso
 
 @contextmanager
 def differentiable_rope() -> Iterator[None]:
-    """Flux's rotary embeddings have a gradient, inside; nothing is done where ComfyUI sees to it."""
+    """Rotary embeddings have a gradient, inside; nothing is done where ComfyUI sees to it."""
     if hasattr(comfy.model_management, "in_training"):
         yield
         return
-    module = comfy.ldm.flux.math
-    before = module.apply_rope, module.apply_rope1
-    module.apply_rope, module.apply_rope1 = apply_rope, apply_rope1
+    own = {"apply_rope": apply_rope, "apply_rope1": apply_rope1}
+    kernels = {name: getattr(comfy.ldm.flux.math, name) for name in own}
+    # other models have imported them by name
+    places = [
+        (module, name)
+        for path, module in list(sys.modules.items())
+        if path.startswith("comfy.ldm.")
+        for name in own
+        if getattr(module, name, None) is kernels[name]
+    ]
     try:
+        for module, name in places:
+            setattr(module, name, own[name])
         yield
     finally:
-        module.apply_rope, module.apply_rope1 = before
+        for module, name in places:
+            setattr(module, name, kernels[name])

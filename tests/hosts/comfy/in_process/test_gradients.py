@@ -31,6 +31,9 @@ spec = importlib.util.spec_from_file_location("tiny_models", Path(__file__).with
 tiny_models = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tiny_models)
 
+# relative, of each tensor; float32 has about 1e-7, and these sum up more of it than the rest
+TOLERANCE = {"lumina2": 3e-5, "wan": 3e-5}
+
 
 def rope(x, freqs_cis):
     """Rotary embedding as a sum of two products."""
@@ -95,6 +98,8 @@ def ours(host, trainable, family, checkpointing=False):
 def given_to(model, x_t, t, conditioning):
     """What ComfyUI's own steps give `apply_model`, for each sample of its own: x, sigma, conditions."""
     calls = []
+    if model.latent_format.latent_dimensions == 3:
+        x_t = x_t.unsqueeze(2)
     for i in range(len(t)):
         facts = {"pooled_output": conditioning["pooled"][i : i + 1]} if "pooled" in conditioning else {}
         sizes = ("width", "height", "crop_w", "crop_h", "target_width", "target_height")
@@ -115,13 +120,22 @@ def given_to(model, x_t, t, conditioning):
 
 def predicted(model, calls):
     """The prediction, worked back from the x_0 that the model gives."""
-    return torch.cat([(x - model.apply_model(x, s, transformer_options={}, **conds)) / s for x, s, conds in calls])
+    each = [(x - model.apply_model(x, s, transformer_options={}, **conds)) / s for x, s, conds in calls]
+    return torch.cat([one.squeeze(2) if one.ndim == 5 else one for one in each])
+
+
+def refuse_unknown_reference(family):
+    if family in TOLERANCE and not hasattr(comfy.model_management, "in_training"):
+        pytest.skip("this ComfyUI has no differentiable form of this model to compare with")
 
 
 def reference(base, trainable, family, host, differences=None):
     """Prediction and gradients of a copy in float64; `differences` are added to its weights, by name."""
+    refuse_unknown_reference(family)
     x_t, t, conditioning, target = batch(family, host)
-    values = {name: p.detach().double() for name, p in trainable.parameters().items()}
+    # Wan itself computes some things in float32
+    precision = torch.float32 if family == "wan" else torch.float64
+    values = {name: p.detach().to(precision) for name, p in trainable.parameters().items()}
     with torch.no_grad():
         twin = tiny_models.model(family).model
         weights = dict(base.diffusion_model.named_parameters())
@@ -138,14 +152,14 @@ def reference(base, trainable, family, host, differences=None):
                     name = f"{prefix}.{key}" if prefix else key
                     weight = weights[name]
                     weight = weight.dequantize() if hasattr(weight, "dequantize") else weight
-                    plain[id(module), key] = weight.detach().double() + (differences or {}).get(name, 0)
+                    plain[id(module), key] = weight.detach().to(precision) + (differences or {}).get(name, 0)
                     setattr(module, key, plain[id(module), key])
-        twin.double()
+        twin.to(precision)
         for module in twin.diffusion_model.modules():
             if hasattr(module, "dtype"):
-                module.dtype = torch.float64
+                module.dtype = precision
         names = list(values)
-        calls = given_to(twin, x_t.double(), t.double() if t.is_floating_point() else t, conditioning)
+        calls = given_to(twin, x_t.to(precision), t.to(precision) if t.is_floating_point() else t, conditioning)
 
         def program(*given):
             by_name = dict(zip(names, given, strict=True))
@@ -160,6 +174,7 @@ def reference(base, trainable, family, host, differences=None):
         leaves = [value.requires_grad_() for value in values.values()]
         with (
             mock.patch.object(comfy.model_management, "in_training", True, create=True),
+            mock.patch("comfy.ldm.flux.math._apply_rope1", rope, create=True),
             mock.patch("comfy.ldm.flux.math.apply_rope1", rope),
             mock.patch(
                 "comfy.ldm.flux.math.apply_rope", lambda q, k, freqs_cis: (rope(q, freqs_cis), rope(k, freqs_cis))
@@ -190,7 +205,7 @@ def test_gradients_equal_an_out_of_place_reference(family, checkpointing):
     expected, grads = reference(model.model, trainable, family, host)
     prediction, got = ours(host, trainable, family, checkpointing)
     assert (prediction - expected).norm() / expected.norm() < 1e-5
-    assert_alike(got, grads, 1e-5)
+    assert_alike(got, grads, TOLERANCE.get(family, 1e-5))
 
 
 @contextmanager
@@ -210,7 +225,9 @@ def offloading():
 def test_patches_on_the_model_are_trained_upon(family, offloaded):
     model, _ = loaded(family)
     generator = torch.Generator().manual_seed(6)
-    names = [name for name, p in model.model.diffusion_model.named_parameters() if p.ndim > 1][::3]
+    names = [name for name, p in model.model.diffusion_model.named_parameters() if p.ndim > 1]
+    # ComfyUI patches what its layers hold
+    names = [name for name in names if name.endswith(".weight")][::3]
     weights = dict(model.model.diffusion_model.named_parameters())
     differences = {
         name: 0.3 * weights[name].detach().std().item() * torch.randn(weights[name].shape, generator=generator)
@@ -228,7 +245,7 @@ def test_patches_on_the_model_are_trained_upon(family, offloaded):
         patched = [m for m in model.model.modules() if getattr(m, "weight_function", None)]
         assert bool(patched) == offloaded
     assert (prediction - expected).norm() / expected.norm() < 1e-5
-    assert_alike(got, grads, 1e-5)
+    assert_alike(got, grads, TOLERANCE.get(family, 1e-5))
     with torch.inference_mode():
         model.unpatch_model(tiny_models.CPU)
     assert all(torch.equal(weight, before[name]) for name, weight in model.model.diffusion_model.named_parameters())
@@ -243,7 +260,7 @@ def test_weights_stored_in_fewer_bits_are_trained_upon(stored, family, checkpoin
     expected, grads = reference(model.model, trainable, family, host)
     prediction, got = ours(host, trainable, family, checkpointing)
     assert (prediction - expected).norm() / expected.norm() < 1e-5
-    assert_alike(got, grads, 1e-5)
+    assert_alike(got, grads, TOLERANCE.get(family, 1e-5))
 
 
 @pytest.mark.skipif(not hasattr(comfy.ops, "mixed_precision_ops"), reason="this ComfyUI has no quantised layers")
@@ -256,4 +273,4 @@ def test_quantised_weights_are_trained_upon(family):
     expected, grads = reference(model.model, trainable, family, host)
     prediction, got = ours(host, trainable, family)
     assert (prediction - expected).norm() / expected.norm() < 1e-5
-    assert_alike(got, grads, 1e-5)
+    assert_alike(got, grads, TOLERANCE.get(family, 1e-5))

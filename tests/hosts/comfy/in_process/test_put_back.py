@@ -15,7 +15,6 @@ from pathlib import Path
 
 import comfy.model_management
 import comfy.sample
-
 from sd_atelier.lib.config import RunConfig, from_dict
 from sd_atelier.lib.preparation import start
 from sd_atelier.nodes.host import ComfyHost
@@ -82,6 +81,14 @@ def fail(progress):
         raise ReachedError
 
 
+def stopping(host):
+    def stop(progress):
+        if progress.step == 2:
+            host.control.stop()
+
+    return stop
+
+
 class RunsOut:
     """`weight_of` that finds no memory at its n-th call of training."""
 
@@ -124,7 +131,7 @@ def test_the_model_is_as_it_was(end, text_encoder, checkpointing, models, tmp_pa
     with torch.inference_mode():
         host = ComfyHost(model, clip, vae, train_text=text_encoder, on_progress=on_progress)
         if end == "stopped":
-            host._on_progress = lambda progress: host.control.stop() if progress.step == 2 else None
+            host._on_progress = stopping(host)
         try:
             with start(host, from_dict(RunConfig, config), tmp_path / "runs") as prepared:
                 if end.startswith("memory"):

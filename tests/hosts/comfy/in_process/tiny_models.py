@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 CPU = torch.device("cpu")
-TEXT_WIDTH = {"sd1": 768, "sdxl": 2048, "sd3": 64, "flux": 64}
+TEXT_WIDTH = {"sd1": 768, "sdxl": 2048, "sd3": 64, "flux": 64, "lumina2": 64, "wan": 64}
 POOLED_WIDTH = {"sdxl": 1280, "sd3": 32, "flux": 32}
-CHANNELS = {"sd1": 4, "sdxl": 4, "sd3": 16, "flux": 16}
+CHANNELS = {"sd1": 4, "sdxl": 4, "sd3": 16, "flux": 16, "lumina2": 16, "wan": 16}
 
 
 def _unet(context, **more):
@@ -84,6 +84,40 @@ _CONFIGS = {
             "qkv_bias": True,
             "guidance_embed": True,
             "txt_ids_dims": [],
+        },
+    ),
+    # two whose layers have no names but their own; the latents of the second are those of films
+    "lumina2": (
+        "Lumina2",
+        {
+            "image_model": "lumina2",
+            "patch_size": 2,
+            "in_channels": 16,
+            "dim": 64,
+            "n_layers": 2,
+            "n_refiner_layers": 1,
+            "n_heads": 2,
+            "n_kv_heads": 2,
+            "multiple_of": 32,
+            "qk_norm": True,
+            "cap_feat_dim": 64,
+            "axes_dims": [8, 12, 12],
+            "axes_lens": [32, 64, 64],
+        },
+    ),
+    "wan": (
+        "WAN21_T2V",
+        {
+            "image_model": "wan2.1",
+            "model_type": "t2v",
+            "in_dim": 16,
+            "out_dim": 16,
+            "dim": 64,
+            "ffn_dim": 128,
+            "freq_dim": 32,
+            "text_dim": 64,
+            "num_heads": 2,
+            "num_layers": 2,
         },
     ),
 }
