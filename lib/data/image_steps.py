@@ -85,14 +85,15 @@ class Bucket(_Focused):
     """Cut a picture to its bucket, as training would; then training has nothing left to cut."""
 
     resolution: int = setting(512, "side of the square whose area each bucket has at most", min=8, max=8192, unit="px")
-    step_px: int = setting(64, "bucket sides are multiples of this", min=1, max=512, unit="px")
+    step_px: int = setting(64, "bucket sides are multiples of this, rounded up to 8", min=1, max=512, unit="px")
     min_px: int = setting(256, "shortest side of a bucket", min=8, max=8192, unit="px", advanced=True)
     max_px: int = setting(1024, "longest side of a bucket", min=8, max=16384, unit="px", advanced=True)
     upscale: bool = setting(True, "enlarge pictures that are smaller than their bucket", advanced=True)
 
     def pieces(self, piece: Piece, tools: Tools) -> list[Piece]:
-        sizes = bucket_sizes(self.resolution, self.step_px, self.min_px, self.max_px)
-        return self._cut(piece, nearest_bucket(piece.image.size, sizes, self.upscale, self.step_px), tools)
+        step_px = -(-self.step_px // 8) * 8  # of the autoencoder's pixels, as a scan does it
+        sizes = bucket_sizes(self.resolution, step_px, self.min_px, self.max_px)
+        return self._cut(piece, nearest_bucket(piece.image.size, sizes, self.upscale, step_px), tools)
 
 
 @dataclass(frozen=True, kw_only=True)

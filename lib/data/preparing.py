@@ -98,10 +98,13 @@ def prepare(
     with nullcontext() if dry_run else owner_of(out):
         if not dry_run:
             remove_leftovers(out)
+            record = _Record.opened(out, header)  # another program may have written until now
             record.begin()
-        same = _same(found.samples) if any(isinstance(step, Dedupe) for step in steps) else {}
+        dedupe = any(isinstance(step, Dedupe) for step in steps)
+        contents = {sample.path: sha256_of(sample.path) for sample in found.samples} if dedupe else {}
+        same = _same(found.samples, contents) if dedupe else {}
         names = _Names(record.entries, found.samples)
-        work = _Work(out, steps, tools, record, names, same, max_megapixels, dry_run)
+        work = _Work(out, steps, tools, record, names, contents, same, max_megapixels, dry_run)
         done: list[Prepared] = []
         for sample in found.samples:
             if stopped():
@@ -121,7 +124,8 @@ class _Work:
     tools: Tools
     record: _Record
     names: _Names
-    same: Mapping[Path, str]
+    contents: Mapping[Path, str]  # SHA-256 of originals, where it is known
+    same: Mapping[Path, str]  # originals to leave out, and why
     max_megapixels: float
     dry_run: bool
 
@@ -130,7 +134,7 @@ class _Work:
         source = _relative(sample)
         if sample.path in self.same:
             return Prepared(source, {}, (), False, self.same[sample.path])
-        picture_sha = sha256_of(sample.path)
+        picture_sha = self.contents.get(sample.path) or sha256_of(sample.path)
         before = self.record.entries.get(source)
         if before and before["picture"] == picture_sha and before["caption"] == sample.caption:
             outputs = before["outputs"]
@@ -177,9 +181,10 @@ class _Work:
                 "sha256": shas[0],
                 "caption": shas[1] if piece.caption else None,
             }
-        for name, old in olds.items():
-            if name not in outputs and not self.dry_run:
+        for name, old in ({} if self.dry_run else olds).items():
+            if name not in outputs:
                 _remove(self.out / name, old["sha256"])
+            if name not in outputs or not outputs[name]["caption"]:
                 _remove(self.out / _txt(name), old["caption"])
         return outputs, said
 
@@ -213,9 +218,7 @@ class _Record:
         try:
             lines = [json.loads(line) for line in data[:whole].splitlines()]
             for entry in lines[1:]:
-                wanted = {"picture": str, "caption": str, "notes": list, "outputs": dict}
-                if not all(isinstance(entry[key], kind) for key, kind in wanted.items()):
-                    raise ValueError("a line is not as it was written")
+                _check(entry)
                 record.entries[entry["source"]] = entry
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{printable(record.path)} is damaged; name a new folder: {error}") from error
@@ -243,6 +246,18 @@ class _Record:
         line = (json.dumps(value, sort_keys=True) + "\n").encode()
         append_bytes(self.path, line, self.num_bytes)
         self.num_bytes += len(line)
+
+
+def _check(entry: Any) -> None:
+    """Refuse a line of a record that is not as it was written. Errors: `ValueError`, `KeyError`, `TypeError`."""
+    kinds = {"source": str, "picture": str, "caption": str, "notes": list, "outputs": dict}
+    right = all(isinstance(entry[key], kind) for key, kind in kinds.items())
+    for output in entry["outputs"].values() if right else ():
+        width, height = output["size"]
+        right &= type(width) is type(height) is int and isinstance(output["sha256"], str)
+        right &= output["caption"] is None or isinstance(output["caption"], str)
+    if not right:
+        raise ValueError("a line is not as it was written")
 
 
 class _Names:
@@ -275,12 +290,11 @@ class _Names:
         return name
 
 
-def _same(samples: Sequence[Sample]) -> dict[Path, str]:
+def _same(samples: Sequence[Sample], contents: Mapping[Path, str]) -> dict[Path, str]:
     """Pictures to leave out because another shows the same, and the sentence that says so."""
     by_path = {sample.path: sample for sample in samples}
-    paths = list(by_path)
     left: dict[Path, str] = {}
-    for group in duplicates.find(duplicates.hashes(paths), {path: sha256_of(path) for path in paths}):
+    for group in duplicates.find(duplicates.hashes(by_path), contents):
         best = max(group.paths, key=lambda path: by_path[path].size[0] * by_path[path].size[1])
         how = "is the same file as" if group.equal else "shows nearly the same as"
         left |= {path: f"{how} {printable(best.name)}" for path in group.paths if path != best}

@@ -55,11 +55,12 @@ def test_a_new_folder_is_made_and_the_originals_stay(folder, tmp_path):
         assert Image.open(out / path).size == (32, 32)
 
 
-def test_a_crop_in_the_middle_is_what_training_would_use_pixel_for_pixel(folder, tmp_path):
+@pytest.mark.parametrize("step_px", [5, 8, 12])
+def test_a_bucket_is_what_training_would_use_pixel_for_pixel(folder, tmp_path, step_px):
     out = tmp_path / "out"
-    bucket = {"step": "bucket", "resolution": 32, "step_px": 8, "min_px": 16, "max_px": 64}
+    bucket = {"step": "bucket", "resolution": 48, "step_px": step_px, "min_px": 16, "max_px": 64}
     prepare(folder, out, steps_from([bucket]))
-    data = {"resolution": 32, "bucket_step": 8, "bucket_min_px": 16, "bucket_max_px": 64}
+    data = {"resolution": 48, "bucket_step": step_px, "bucket_min_px": 16, "bucket_max_px": 64}
 
     def trained(root, name):
         samples = scan(DataConfig(concepts=(ConceptConfig(folder=str(root)),), **data)).samples
@@ -106,6 +107,9 @@ def test_a_second_call_makes_only_what_is_missing_or_has_changed(folder, tmp_pat
     (folder / "sub" / "b.caption").write_text("2girls", "utf-8")
     prepare(folder, out, steps)
     assert (out / "sub" / "b.txt").read_text("utf-8") == "2girls"
+    (folder / "sub" / "b.caption").unlink()
+    prepare(folder, out, steps)
+    assert not (out / "sub" / "b.txt").exists() and (out / "sub" / "b.png").exists()
 
 
 def test_stopping_keeps_what_is_done_and_the_next_call_goes_on(folder, tmp_path):
@@ -249,7 +253,9 @@ def test_a_folder_with_other_files_or_of_other_steps_is_refused(folder, tmp_path
         b'{"source": "c.png"}\n',
         b"[]\n",
         b"\xff\n",
-        b'{"source": "c.png", "picture": "", "caption": "", "notes": [], "outputs": {"../c.png": {}}}\n',
+        b'{"source": "c.png", "picture": "", "caption": "", "notes": [], "outputs": {"c.png": {}}}\n',
+        b'{"source": "c.png", "picture": "", "caption": "", "notes": [], "outputs": {"../c.png": '
+        b'{"size": [1, 1], "sha256": "", "caption": null}}}\n',
     ],
 )
 def test_a_damaged_record_is_refused_and_never_leads_outside(folder, tmp_path, line):

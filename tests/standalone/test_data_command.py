@@ -122,9 +122,9 @@ def test_prepare_says_what_it_would_make_makes_it_and_goes_on(folder, tmp_path_f
 def test_buckets_are_counted_and_what_is_cut_away_is_shown(folder, tmp_path_factory, capsys):
     Image.new("RGB", (300, 20)).save(folder / "long.png")
     out = tmp_path_factory.mktemp("previews")
-    assert main(["data", "buckets", str(folder), "--resolution", "64", "--save", str(out)]) == 0
+    assert main(["data", "buckets", str(folder), "--resolution", "256", "--save", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "     6  64 x 64" in said and "long.png loses 93%" in said and "1 of 6 pictures lose 20% or more" in said
+    assert "     6  256 x 256" in said and "long.png loses 93%" in said and "1 of 6 pictures lose 20% or more" in said
     assert [p.name for p in out.iterdir()] == ["long.png.png"]
 
 

@@ -21,9 +21,18 @@ from ..progress import StopRequest, Terminal, counting
 
 def add_buckets(parser: argparse.ArgumentParser) -> None:
     """The arguments of `atelier data buckets`."""
-    parser.add_argument("--resolution", type=int, default=512, metavar="PX")
+    parser.add_argument("--resolution", type=int, default=512, metavar="PX", help="data.resolution; default 512")
+    _add_sides(parser)
     parser.add_argument("--least", type=float, default=20, metavar="PERCENT", help="name pictures that lose so much")
     parser.add_argument("--save", type=Path, metavar="DIR", help="write a preview of each of them into this folder")
+
+
+def _add_sides(parser: argparse.ArgumentParser) -> None:
+    default = DataConfig()
+    for name, value in (("step", default.bucket_step), ("min", default.bucket_min_px), ("max", default.bucket_max_px)):
+        setting = "step" if name == "step" else f"{name}_px"
+        text = f"data.bucket_{setting} of the run; default {value}"
+        parser.add_argument(f"--bucket-{name}", type=int, default=value, metavar="PX", help=text)
 
 
 def add_prepare(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +47,7 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split-threshold", type=float, default=0.5, metavar="RATIO")
     parser.add_argument("--crop", metavar="WxH", help="resize and crop to this size")
     parser.add_argument("--buckets", type=int, metavar="PX", help="resize and crop into the buckets of a resolution")
+    _add_sides(parser)
     parser.add_argument("--focal", action="store_true", help="crop around the focal point instead of the middle")
     parser.add_argument("--unsharp", type=int, metavar="PERCENT", help="sharpen")
     parser.add_argument("--flip", action="store_true", help="add each picture mirrored")
@@ -46,13 +56,13 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
 
 def buckets(args: argparse.Namespace) -> int:
     """How many pictures each bucket has, and which lose much."""
-    # sides as far from the resolution as the defaults are from 512
     config = checked(
         DataConfig(
             concepts=(ConceptConfig(folder=str(args.folder)),),
             resolution=args.resolution,
-            bucket_min_px=max(8, args.resolution // 2),
-            bucket_max_px=2 * args.resolution,
+            bucket_step=args.bucket_step,
+            bucket_min_px=args.bucket_min,
+            bucket_max_px=args.bucket_max,
         )
     )
     found = scan(config)
@@ -121,7 +131,7 @@ def _steps(args: argparse.Namespace) -> list[dict[str, Any]]:
     if args.crop:
         steps.append({"step": "crop", "width": width, "height": height, "focal": args.focal})
     if args.buckets:
-        sides = {"max_px": 2 * args.buckets, "min_px": max(8, args.buckets // 2)}
+        sides = {"step_px": args.bucket_step, "min_px": args.bucket_min, "max_px": args.bucket_max}
         steps.append({"step": "bucket", "resolution": args.buckets, "focal": args.focal, **sides})
     if args.unsharp:
         steps.append({"step": "unsharp", "percent": args.unsharp})
