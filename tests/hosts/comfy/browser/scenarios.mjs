@@ -17,7 +17,7 @@ async function openPage(browser) {
     dialog.dismiss();
   });
   page.on("console", (message) => {
-    if (["error", "warning"].includes(message.type()) && /extensions\/atelier|Atelier|before initialization/.test(message.text())) {
+    if (["error", "warning"].includes(message.type()) && /extensions\/atelier|Atelier/.test(message.text())) {
       faults.push(message.text());
     }
   });
