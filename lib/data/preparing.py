@@ -229,7 +229,7 @@ class _Record:
             )
         for entry in record.entries.values():
             for name in entry["outputs"]:
-                if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
+                if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or {"\\", ":"} & set(name):
                     raise ValueError(f"{printable(record.path)} names {printable(name)}, which is not in the folder")
         record.num_bytes = whole
         return record

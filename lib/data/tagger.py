@@ -21,6 +21,7 @@ from .captions import find_caption
 from .headers import PictureError, named_faults, printable
 from .onnx_model import OnnxModel
 from .pictures import decode
+from .scan import Problem
 from .tag_rules import TagRules, plain, tag_rules
 
 MODEL, TABLE = "model.onnx", "selected_tags.csv"
@@ -60,6 +61,19 @@ class ScoredTag:
     tag: str
     score: float
     category: int
+
+
+@dataclass(frozen=True)
+class Tagging:
+    """What a tagger found in pictures, and which it could not look at."""
+
+    tags: dict[Path, list[ScoredTag]]
+    problems: tuple[Problem, ...]
+    stopped: bool  # before all were done
+
+    def words(self) -> dict[Path, list[str]]:
+        """The tags as they are written, for `caption_files.plan_words`."""
+        return {path: [tag.tag for tag in tags] for path, tags in self.tags.items()}
 
 
 def read_tags(path: Path) -> tuple[TagName, ...]:
@@ -151,26 +165,31 @@ def tag_pictures(
     max_megapixels: float = 200.0,
     on_progress: Callable[[int, int], None] | None = None,
     stopped: Callable[[], bool] = lambda: False,
-) -> dict[Path, list[ScoredTag]]:
+) -> Tagging:
     """The tags of each picture. Before each batch `stopped()` is asked; what is done by then is returned.
 
-    Pictures that have a caption are passed over where `config.existing` is "skip"; those that cannot be decoded are
-    absent from what is returned: `scan.verify` says why.
+    Pictures that have a caption are passed over where `config.existing` is "skip".
     """
     todo = [p for p in paths if config.existing != "skip" or not find_caption(p, False)[0]]
     found: dict[Path, list[ScoredTag]] = {}
+    problems: list[Problem] = []
     done = 0
     for batch in _batches(todo, tagger.model.batch_size or batch_size):
         if stopped():
             break
-        pictures = {path: picture for path in batch if (picture := _picture(path, max_megapixels)) is not None}
+        pictures: dict[Path, Image.Image] = {}
+        for path in batch:
+            try:
+                pictures[path] = _picture(path, max_megapixels)
+            except PictureError as error:
+                problems.append(Problem(path, error.reason, "error"))
         if pictures:
             for path, scores in zip(pictures, tagger.scores(list(pictures.values())), strict=True):
                 found[path] = chosen_tags(scores, tagger.tags, config)
         done += len(batch)
         if on_progress:
             on_progress(done, len(todo))
-    return found
+    return Tagging(found, tuple(problems), done < len(todo))
 
 
 def _batches(paths: Sequence[Path], size: int) -> Iterator[Sequence[Path]]:
@@ -178,11 +197,8 @@ def _batches(paths: Sequence[Path], size: int) -> Iterator[Sequence[Path]]:
         yield paths[start : start + size]
 
 
-def _picture(path: Path, max_megapixels: float) -> Image.Image | None:
-    """RGB, transparency on white; None where it cannot be decoded."""
-    try:
-        with named_faults(path):
-            image, alpha, _ = decode(path, max_megapixels)
-    except PictureError:
-        return None
+def _picture(path: Path, max_megapixels: float) -> Image.Image:
+    """RGB, transparency on white. Errors: `PictureError`."""
+    with named_faults(path):
+        image, alpha, _ = decode(path, max_megapixels)
     return image if alpha is None else Image.composite(image, Image.new("RGB", image.size, "white"), alpha)

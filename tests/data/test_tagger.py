@@ -141,14 +141,14 @@ def test_the_known_answers_are_given_whatever_the_batch(ort, tmp_path, pictures,
         paths(pictures), tagger, config(order="csv"), batch_size=2, on_progress=lambda *n: progress.append(n)
     )
     everything = ["red thing", "green thing", "blue thing"]
-    assert {path.stem: [t.tag for t in tags] for path, tags in found.items()} == {
+    assert {path.stem: [t.tag for t in tags] for path, tags in found.tags.items()} == {
         "blue": ["blue thing"],
         "clear": everything,  # transparency is white
         "green": ["green thing"],
         "red": ["red thing"],
         "white": everything,
     }
-    assert found[pictures / "red.png"][0].score == pytest.approx(1 / (1 + np.exp(-(0.1 * 255 - 10))), rel=1e-5)
+    assert found.tags[pictures / "red.png"][0].score == pytest.approx(1 / (1 + np.exp(-(0.1 * 255 - 10))), rel=1e-5)
     assert progress[-1] == (5, 5) and len(progress) == {"N": 3, 1: 5, 3: 2}[batch]
 
 
@@ -169,25 +169,30 @@ def test_stopping_keeps_what_is_done(ort, tmp_path, pictures):
         on_progress=lambda *n: progress.append(n),
         stopped=lambda: bool(progress),
     )
-    assert [path.stem for path in found] == ["blue", "clear"] and progress == [(2, 5)]
-    changes = caption_files.plan_words({path: [t.tag for t in tags] for path, tags in found.items()})
+    assert [path.stem for path in found.tags] == ["blue", "clear"] and progress == [(2, 5)] and found.stopped
+    changes = caption_files.plan_words(found.words())
     caption_files.apply(changes, pictures, "tags")
     rest = tag_pictures(paths(pictures), Tagger(tmp_path / "model"), config())
-    assert [path.stem for path in rest] == ["green", "red", "white"]  # the others have captions now
+    assert [path.stem for path in rest.tags] == [
+        "green",
+        "red",
+        "white",
+    ] and not rest.stopped  # the others have captions now
 
 
 def test_captions_that_are_there_are_passed_over_unless_asked_for(ort, tmp_path, pictures):
     write_tagger(tmp_path / "model", WEIGHTS, BIAS, ROWS)
     (pictures / "red.txt").write_text("mine", "utf-8")
     tagger = Tagger(tmp_path / "model")
-    assert pictures / "red.png" not in tag_pictures(paths(pictures), tagger, config())
-    assert pictures / "red.png" in tag_pictures(paths(pictures), tagger, config(existing="append"))
+    assert pictures / "red.png" not in tag_pictures(paths(pictures), tagger, config()).tags
+    assert pictures / "red.png" in tag_pictures(paths(pictures), tagger, config(existing="append")).tags
 
 
-def test_a_picture_that_cannot_be_decoded_stops_nothing(ort, tmp_path, pictures):
+def test_a_picture_that_cannot_be_decoded_stops_nothing_and_is_named(ort, tmp_path, pictures):
     write_tagger(tmp_path / "model", WEIGHTS, BIAS, ROWS)
     (pictures / "green.png").write_bytes((pictures / "green.png").read_bytes()[:50])
-    assert len(tag_pictures(paths(pictures), Tagger(tmp_path / "model"), config())) == 4
+    found = tag_pictures(paths(pictures), Tagger(tmp_path / "model"), config(), batch_size=2)
+    assert len(found.tags) == 4 and [str(p) for p in found.problems] == [f"{pictures / 'green.png'} is truncated"]
 
 
 def test_a_model_that_is_not_there_is_one_sentence_with_what_to_put_where(tmp_path):

@@ -186,7 +186,7 @@ def _tag(args: argparse.Namespace) -> int:
     terminal = Terminal()
     stop = StopRequest(terminal)
     with stop.listening():
-        found = tag_pictures(
+        tagging = tag_pictures(
             pictures,
             tagger,
             config,
@@ -194,7 +194,9 @@ def _tag(args: argparse.Namespace) -> int:
             on_progress=counting(terminal, "tagged"),
             stopped=lambda: stop.requested,
         )
-    changes = caption_files.plan_words({path: [t.tag for t in tags] for path, tags in found.items()}, config.existing)
+    for problem in tagging.problems:
+        print(f"{problem}; it gets no tags")
+    changes = caption_files.plan_words(tagging.words(), config.existing)
     for change in changes:
         print(change.diff())
     if args.apply and changes:
@@ -202,4 +204,4 @@ def _tag(args: argparse.Namespace) -> int:
         print(f"{len(changes)} captions written; take it back with: atelier data undo {args.folder}")
     else:
         print(f"{len(changes)} captions would change" + ("; --apply writes them" if changes else ""))
-    return 3 if stop.requested else 0
+    return 3 if tagging.stopped else 0
