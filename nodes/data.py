@@ -177,8 +177,8 @@ class Concepts(io.ComfyNode):
         return schema(
             "AtelierConcepts",
             "Combine datasets",
-            "Trains several data sets in one run, each with its own repeats, weight and trigger word. For more than four, "
-            "chain it.",
+            "Trains several data sets in one run, each with its own repeats, weight and trigger word. For more than "
+            "four, chain it.",
             inputs=sockets,
             outputs=[socket(DATASET).Output("dataset", tooltip="for Train LoRA or Captions")],
             search_aliases=["concepts", "merge datasets", "regularization"],
@@ -197,7 +197,7 @@ def _folder_with_pictures(text: str) -> Path:
 
 
 def _files(folder: Path, endings: Sequence[str]) -> Iterator[os.DirEntry]:
-    """Files with such endings in and below a folder, hidden ones left out, links to folders above not followed twice."""
+    """Files with such endings in and below a folder; hidden ones are left out, no folder is searched twice."""
     to_search, searched = [os.fspath(folder)], set()
     while to_search:
         path = to_search.pop()

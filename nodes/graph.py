@@ -1,7 +1,7 @@
 """The graph that is being queued, for checks that concern more than one node, and what its loaders would load.
 
-ComfyUI checks a node's own widgets before anything runs, and knows of the others only that they are linked. So the graph is
-noted when it comes in; it is checked in the same task.
+ComfyUI checks a node's own widgets before anything runs, and knows of others only that they are linked. So the graph
+is noted when it comes in, and checked in the same task.
 """
 
 from __future__ import annotations
@@ -47,6 +47,19 @@ def loaded_by(node: str, name: str) -> tuple[str, str] | None:
             widget, folder = _LOADERS[kind]
             file = _inputs(graph, node).get(widget)
             return (folder, file) if isinstance(file, str) else None
+
+
+def own_inputs(node: str) -> Mapping[str, Any]:
+    """What a node of the graph is given: values, and links as [node, output]."""
+    return _inputs(_queued.get(), node)
+
+
+def users(node: str, kind: str, name: str) -> list[Mapping[str, Any]]:
+    """The inputs of the nodes of a class whose input `name` comes from this node."""
+    graph = _queued.get()
+    of_kind = [key for key, about in graph.items() if isinstance(about, dict) and about.get("class_type") == kind]
+    found = [_inputs(graph, key) for key in of_kind]
+    return [inputs for inputs in found if isinstance(inputs.get(name), list) and str(inputs[name][0]) == node]
 
 
 def _inputs(graph: Mapping[str, Any], node: str) -> Mapping[str, Any]:

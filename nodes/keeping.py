@@ -1,7 +1,7 @@
 """What is kept of runs: which run folder a graph means, the published network, its losses, the strip of its previews.
 
-A graph that is queued again means the run that it made before, as long as its settings and its data are the same: it goes
-on where it stopped, or its result is there at once. This knows no host.
+A graph that is queued again means the run that it made before, as long as its settings and its data are the same: it
+goes on where it stopped, or its result is there at once. This knows no host.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Networks as files: Save LoRA under a name of its own with what it says of itself, Load LoRA with a check of the family."""
+"""Networks as files: Save LoRA with what a file says of itself, Load LoRA with a check of the family."""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ class LoadLora(io.ComfyNode):
         return schema(
             "AtelierLoadLora",
             "Load LoRA",
-            "Applies a LoRA and shows what it says of itself. One of another model family, or one that matches nothing, is "
-            "an error instead of a picture without it.",
+            "Applies a LoRA and shows what it says of itself. One of another model family, or one that matches "
+            "nothing, is an error instead of a picture without it.",
             inputs=[
                 io.Model.Input("model", tooltip="the model that it is applied to"),
                 io.Clip.Input("clip", optional=True, tooltip="needed where the text encoder was trained too"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..lib.config import LayerRule, from_dict
 from ..lib.lr_schedule import parse
+from . import graph
 from .schema import inputs, nested, schema, settings_of, socket, values
 from .sockets import DATASET, OPTIONS, SCHEDULE, Dataset
 
@@ -16,6 +18,7 @@ _CAPTIONS = ["data.shuffle_tags", "data.keep_tags", "data.tag_dropout", "data.ca
 _WORDS = ["data.concepts[].trigger", "data.concepts[].append"]
 # steps of runs short and long: a schedule that fits none of them fits no run
 _LENGTHS = (1000, 10_000, 100_000, 100)
+_EPOCHS = re.compile(r"\d\s*ep", re.IGNORECASE)
 _RULE = re.compile(r"\s*(?P<layers>\S+)(?P<settings>.*)")
 _OF_RULE = re.compile(r"\s*,?\s*(rank|rate)\s*=\s*(.+?)(?=\s*,?\s*\b(?:rank|rate)\s*=|\s*$)")
 
@@ -28,8 +31,8 @@ class Captions(io.ComfyNode):
         return schema(
             "AtelierCaptions",
             "Captions",
-            "Changes the captions of a data set while it is trained: trigger word, words behind, shuffled tags, dropout. "
-            "The files stay as they are.",
+            "Changes the captions of a data set while it is trained: trigger word, words behind, shuffled tags, "
+            "dropout. The files stay as they are.",
             inputs=[
                 socket(DATASET).Input("dataset", tooltip="the data set whose captions are changed"),
                 *inputs(_WORDS, trigger={"tooltip": _tip("trigger")}, append={"tooltip": _tip("append")}),
@@ -55,8 +58,8 @@ class Schedule(io.ComfyNode):
         return schema(
             "AtelierSchedule",
             "LR Schedule",
-            "The learning rate over the run as one string, such as 0->1e-4:10%, 1e-4->0 cosine. Ends are steps, +lengths, "
-            "epochs (3ep) or percent; N x ( ... ) repeats; curves: linear, cosine, exp, rex, poly(n).",
+            "The learning rate over the run as one string, such as 0->1e-4:10%, 1e-4->0 cosine. Ends are steps, "
+            "+lengths, epochs (3ep) or percent; N x ( ... ) repeats; curves: linear, cosine, exp, rex, poly(n).",
             inputs=[
                 *inputs(
                     settings_of("rate"),
@@ -70,16 +73,22 @@ class Schedule(io.ComfyNode):
                     default=1000,
                     min=1,
                     max=100_000_000,
-                    tooltip="length of the run that the curve is drawn for; the run itself is as long as Train LoRA says",
+                    tooltip="length of the run that the curve is drawn for; the run itself is as long as Train LoRA "
+                    "says",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[socket(SCHEDULE).Output("schedule_out", display_name="schedule", tooltip="for Train LoRA")],
             search_aliases=["learning rate", "scheduler", "cosine", "warmup"],
         )
 
     @classmethod
     def validate_inputs(cls, schedule: str | None) -> bool | str:
-        return fault_of_schedule(schedule) or True
+        node = str(cls.hidden.unique_id)
+        lengths = [inputs.get("steps") for inputs in graph.users(node, "AtelierTrain", "schedule")]
+        stop_at_end = bool(graph.own_inputs(node).get("stop_at_end"))
+        known = [num for num in lengths if isinstance(num, int) and num > 0]
+        return fault_of_schedule(schedule, known, stop_at_end) or True
 
     @classmethod
     def execute(cls, steps: int, **given: Any) -> io.NodeOutput:
@@ -148,12 +157,20 @@ class Lora(io.ComfyNode):
         return io.NodeOutput(options)
 
 
-def fault_of_schedule(text: str | None) -> str:
-    """What is wrong with a schedule for a run of whatever length; empty where nothing is, or where another node gives it.
+def fault_of_schedule(text: str | None, lengths: Sequence[int] = (), stop_at_end: bool = False) -> str:
+    """What is wrong with a schedule for runs of these lengths, or where none is known for a run of any length.
 
-    What depends on the length, the train node finds before its first step.
+    Empty where nothing is, or where another node gives it. The length of an epoch is not known yet: what depends on it,
+    the train node finds before its first step.
     """
     if text is None:
+        return ""
+    if lengths and not _EPOCHS.search(text):
+        for num_steps in lengths:
+            try:
+                parse(text).resolve(num_steps, None, stop_at_end)
+            except ValueError as error:
+                return str(error)
         return ""
     fault = ""
     for num_steps in _LENGTHS:

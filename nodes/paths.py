@@ -78,7 +78,7 @@ def listens_on_loopback_only(listen: str) -> bool:
 
 
 def roots_in(settings_file: Path) -> list[Path]:
-    """The roots that a settings file names; none where there is no file. Errors: `ValueError` for one that is damaged."""
+    """The roots that a settings file names; none without a file. Errors: `ValueError` for one that is damaged."""
     if not settings_file.is_file():
         return []
     form = '{"roots": ["a folder", "another folder"]}'

@@ -101,8 +101,8 @@ class LossReport(io.ComfyNode):
         return schema(
             "AtelierLossReport",
             "Loss Report",
-            "Draws loss by step, controlled loss and loss by timestep of a run, and writes report.html into its folder. "
-            "The loss of single steps is mostly noise; the controlled loss is what to go by.",
+            "Draws loss by step, controlled loss and loss by timestep of a run, and writes report.html into its "
+            "folder. The loss of single steps is mostly noise; the controlled loss is what to go by.",
             is_output_node=True,
             inputs=[socket(RUN).Input("run", tooltip="from Train LoRA or Run")],
             outputs=[

@@ -1,4 +1,4 @@
-"""HTTP routes: the list of runs, what a page may ask of one, the curve of a schedule. The package says what they answer.
+"""HTTP routes: the list of runs, what a page may ask of one, the curve of a schedule. The package says the answers.
 
 Whatever changes something is a POST with a JSON body from the server's own page.
 """

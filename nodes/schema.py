@@ -1,9 +1,9 @@
-"""Settings -> widgets of ComfyUI, and what they hold -> settings. A setting's default, range, help and choices are those of
-its declaration in lib/config.py; nothing is said twice.
+"""Settings -> widgets of ComfyUI, and what they hold -> settings. A setting's default, range, help and choices are
+those of its declaration in lib/config.py; nothing is said twice.
 
 An input is named after its setting: `trainable.rank` is `rank`; where that would be ambiguous, after its group too:
-`save.every_steps` is `save_every_steps`. A setting that may be left empty is a number here too, since ComfyUI has no empty one:
-the number below its range (0 or -1) means empty.
+`save.every_steps` is `save_every_steps`. A setting that may be left empty is a number here too, since ComfyUI has no
+empty one: the number below its range (0 or -1) means empty.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def inputs(paths: Iterable[str], **changes: Mapping[str, Any]) -> list[Any]:
 
 
 def values(paths: Iterable[str], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Path -> value of those inputs that were given, as `forms.values_to_config` takes them; empty ones are left out."""
+    """Path -> value of the inputs that were given, as `forms.values_to_config` takes them; empty ones are left out."""
     widgets, found = _widgets(), {}
     for path in paths:
         name = input_name(path)

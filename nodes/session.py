@@ -156,10 +156,8 @@ def run_task(task: Task, shower: Shower) -> Done:
         prepared = _meant(stack, task, config, given, shower.report)
         trainer, run = prepared.trainer, prepared.run
         shower.begins(prepared)
-        if trainer.step < trainer.num_steps:
-            outcome = trainer.train()
-        else:
-            outcome = Outcome("restored", trainer.step)
+        done = trainer.step >= trainer.num_steps
+        outcome = Outcome("restored", trainer.step) if done else trainer.train()
         step, network = keeping.network_file(run)
         name = run.path.name if outcome.reason != "stopped" else f"{run.path.name}-{step:06d}"
         return Done(

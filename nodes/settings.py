@@ -1,7 +1,7 @@
 """The settings of Train LoRA: its widgets, and the configuration that they, the option nodes and a preset come to.
 
-A preset says what nothing else says. It is chosen by the model's family, by what is to be learned and by memory; the option
-nodes replace it group by group, and the widgets of the train node setting by setting.
+A preset says what nothing else says. It is chosen by the model's family, by what is to be learned and by memory; the
+option nodes replace it group by group, and the widgets of the train node setting by setting.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ def widgets() -> list[Any]:
             "resume",
             display_name="Queued again",
             options=[CONTINUE, NEW, FORK],
-            tooltip="continue: a run of this name with the same settings and data goes on where it stopped, or gives its "
-            "result at once; anything changed begins a new folder. new: always from step 0. fork: a new run from a "
+            tooltip="continue: a run of this name with the same settings and data goes on where it stopped, or gives "
+            "its result at once; anything changed begins a new folder. new: always from step 0. fork: a new run from a "
             "checkpoint of the connected run, with what is set here",
         ),
         supported(

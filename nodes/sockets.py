@@ -1,4 +1,4 @@
-"""What travels between our nodes: a data set, settings, a run. Plain values, so that ComfyUI may keep them as long as it likes."""
+"""What travels between our nodes: a data set, settings, a run. Plain values that ComfyUI may keep for long."""
 
 from __future__ import annotations
 

@@ -40,8 +40,8 @@ class Train(io.ComfyNode):
         return schema(
             "AtelierTrain",
             "Train LoRA",
-            "Trains a network on the connected MODEL without a second copy of it. Queued again, an unfinished run goes on "
-            "and a finished one is there at once. Only model, clip, vae and a data set are needed.",
+            "Trains a network on the connected MODEL without a second copy of it. Queued again, an unfinished run goes "
+            "on and a finished one is there at once. Only model, clip, vae and a data set are needed.",
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
@@ -116,9 +116,8 @@ class Train(io.ComfyNode):
             raise error.with_traceback(None) from None
         except BaseException as error:
             interrupted = isinstance(error, comfy.model_management.InterruptProcessingException)
-            live.end(
-                "interrupted" if interrupted else "failed", "saved; queue again to go on" if interrupted else str(error)
-            )
+            state, message = ("interrupted", "queue again to go on") if interrupted else ("failed", str(error))
+            live.end(state, message)
             raise
         if done.state == "stopped":
             RUNS.ended_unfinished(node)

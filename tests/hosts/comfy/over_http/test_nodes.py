@@ -72,6 +72,17 @@ def test_a_schedule_that_cannot_be_read_is_said_with_its_place(server, graphs, d
     assert re.search(r"schedule, column \d+", refusal(server, graph, "5"))
 
 
+@pytest.mark.parametrize(("schedule", "fits"), [("1e-4:3", False), ("1e-4:4", True), ("1e-4:3, 1e-5:-1", True)])
+def test_a_schedule_that_ends_before_the_run_is_said_before_anything_runs(server, graphs, drawn, schedule, fits):
+    graph = graphs.training("flux-mini", drawn, name="ends", steps=4)
+    graph["5"] = graphs.node("AtelierSchedule", schedule=schedule)
+    graph["3"]["inputs"]["schedule"] = ["5", 0]
+    if fits:
+        server.queue(graph)
+    else:
+        assert "the schedule ends at step 3 and the run at step 4" in refusal(server, graph, "5")
+
+
 def test_a_lora_of_another_family_is_said_before_anything_runs(server, graphs):
     graph, model, clip, _ = graphs.model("flux-mini")
     lora = {
