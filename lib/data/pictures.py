@@ -93,7 +93,10 @@ def check_size(path: Path, header: Header, max_megapixels: float) -> None:
 
 
 def decode(path: Path, max_megapixels: float) -> tuple[Image.Image, Image.Image | None, list[str]]:
-    """RGB picture in sRGB and alpha ("L", None where all is opaque), upright, and notes. Errors: as Pillow's."""
+    """RGB picture in sRGB and alpha ("L", None where all is opaque), upright, and notes.
+
+    Errors: `PictureError`, and what Pillow raises; `headers.named_faults` around it makes one of the other.
+    """
     with open(path, "rb") as file:
         header = parse_header(path, file)
         check_size(path, header, max_megapixels)
