@@ -77,7 +77,7 @@ class OnnxModel:
 def _onnxruntime() -> tuple[Any, tuple[type[BaseException], ...]]:
     """The package, and what it raises; its errors have no class in common."""
     try:
-        import onnxruntime
+        import onnxruntime  # pyright: ignore[reportMissingImports]
 
         state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
     except ImportError as error:
