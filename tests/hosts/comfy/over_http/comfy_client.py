@@ -24,6 +24,10 @@ from PIL import Image
 ROOT = Path(__file__).parents[4]
 COMFYUI = Path(os.environ.get("COMFYUI_PATH") or "/nowhere")
 MODELS = Path(os.environ.get("COMFYUI_MODELS") or COMFYUI / "models")
+VERSION = COMFYUI / "comfyui_version.py"
+# the smallest checkpoint, 16 MiB; older versions do not read the width of a Flux from its file
+OLD = VERSION.is_file() and int(VERSION.read_text("utf-8").split('"')[-2].split(".")[1]) < 9
+TINY = "sd3-mini" if OLD else "flux-mini"
 START_SECONDS, RUN_SECONDS = 600, 1800  # on a busy machine
 KINDS = ("checkpoints", "loras", "vae", "text_encoders")
 
