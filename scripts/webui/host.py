@@ -43,6 +43,7 @@ class WebuiHost:
         max_token_chunks: int = 3,
         on_progress: Callable[[Progress], None] = lambda progress: None,
         on_preview: Callable[[int, SampleRequest, Image.Image], None] = lambda step, request, image: None,
+        on_problem: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         from modules import devices
 
@@ -53,7 +54,7 @@ class WebuiHost:
         self.compute_dtype = self._dtype = _compute_dtype(devices, self.device)
         self.text = WebuiText(loaded, max_token_chunks)
         self.autoencoder = WebuiAutoencoder(loaded, self.device)
-        self.sampler = WebuiSampler(loaded, txt2img or {})
+        self.sampler = WebuiSampler(loaded, txt2img or {}, on_problem)
         self.model_info = information(loaded)
         self.control = control
         self._on_progress, self._on_preview = on_progress, on_preview

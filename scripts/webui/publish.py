@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
+from torch import Tensor
 
 from ...lib.files import make_folder, read_safetensors, safe_name, write_image, write_json, write_safetensors
+from ...lib.keys.published import adapters_in, published
 from ...lib.run_folder import RunFolder
 
 
@@ -49,6 +51,8 @@ def publish(
     make_folder(target)
     stem = _free_stem(target, safe_name(name or f"{run.path.name}-{chosen}", "lora"))
     tensors, metadata = read_safetensors(networks[chosen])
+    if any(name.startswith("transformer.") for name in tensors):
+        tensors = _with_kohyas_names(tensors)
     path = target / f"{stem}.safetensors"
     write_safetensors(path, tensors, {**metadata, "ss_output_name": stem})
     trigger = ", ".join(dict.fromkeys(c.trigger for c in run.config.data.concepts if c.trigger))
@@ -62,6 +66,13 @@ def publish(
         with Image.open(picture) as image:
             write_image(target / f"{stem}.preview.png", image.convert("RGB"))
     return Published(path, f"<lora:{stem}:{weight:g}>" + (f" {trigger}" if trigger else ""), trigger)
+
+
+def _with_kohyas_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A network of Stable Diffusion 3, of whose layers the WebUI finds only some by the names of diffusers."""
+    adapters, unknown = adapters_in("sd3", tensors)
+    assert not unknown, f"the run's own file has the unknown {unknown[0]}"
+    return published("sd3", adapters, next(iter(tensors.values())).dtype, "kohya")
 
 
 def refresh_menu() -> None:

@@ -232,6 +232,7 @@ class Run:
                 max_token_chunks=self.config.data.max_token_chunks,
                 on_progress=self._on_progress,
                 on_preview=self._on_preview,
+                on_problem=self._on_problem,
             )
             host.check(self.config)
             stack.enter_context(host.held())
@@ -239,12 +240,12 @@ class Run:
             self.folder = prepared.run.path
             if self._txt2img:
                 write_manifest(self.folder / PREVIEWS_FILE, {"format": PREVIEWS_FORMAT, "txt2img": self._txt2img})
-            self._notes, self._summary = prepared.notes, prepared.summary
+            self._notes, self._summary = list(prepared.notes), prepared.summary
             self._step = prepared.trainer.step
             self._phase, self._note = "training", ""
             outcome = prepared.trainer.train()
             self._step = outcome.step
-            self._notes = prepared.notes + prepared.trainer.notes
+            self._notes += prepared.trainer.notes
             return outcome.reason
 
     def _report(self, sentence: str) -> None:
@@ -255,6 +256,9 @@ class Run:
 
     def _on_progress(self, progress: Progress) -> None:
         self._progress, self._step, self._note = progress, progress.step, progress.note
+
+    def _on_problem(self, sentence: str) -> None:
+        self._notes.append(f"step {self._step}: {sentence}")
 
     def _on_preview(self, step: int, request: SampleRequest, image: Image.Image) -> None:
         shown = {"prompt": request.prompt, "seed": request.seed, "width": image.width, "height": image.height}

@@ -7,7 +7,7 @@ that a prompt asks for are taken out of the weights again, and what the page sho
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -33,25 +33,31 @@ _OF_THE_JOB = (
 
 
 class WebuiSampler:
-    """`sampler(request)` is a picture, or None where it was interrupted or skipped.
+    """`sampler(request)` is a picture, or None where it was interrupted, skipped, or failed for a reason of the host's.
 
     `txt2img`: further fields of the host's txt2img, such as sampler_name and scheduler. Errors: `ValueError` for a
     field that is not there.
     """
 
-    def __init__(self, loaded: Loaded, txt2img: dict[str, Any]) -> None:
-        self._loaded, self._fields = loaded, txt2img
+    def __init__(
+        self, loaded: Loaded, txt2img: dict[str, Any], on_problem: Callable[[str], None] = lambda sentence: None
+    ) -> None:
+        self._loaded, self._fields, self._on_problem = loaded, txt2img, on_problem
         self.is_running = False
         if txt2img:
             check_fields(txt2img)
 
     def __call__(self, request: SampleRequest) -> Image.Image | None:
-        from modules import processing, shared
+        from modules import devices, processing, shared
 
         with self._undisturbed():
             p = self._processing(request)
             try:
                 images = processing.process_images(p).images
+            except (OSError, devices.NansException) as error:
+                # a file that the host looks for or a picture of NaN must not end a run of hours
+                self._on_problem(f'the preview of "{request.prompt[:60]}" failed: {error}')
+                return None
             finally:
                 p.close()
             state = shared.state
