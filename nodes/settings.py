@@ -170,14 +170,22 @@ def _chosen(config: RunConfig, given: Mapping[str, Any]) -> dict[str, Any]:
 def continued(config: RunConfig, wanted: RunConfig) -> dict[str, Any]:
     """What a run that goes on takes over from a graph: intervals, previews and where its pictures lie now.
 
-    `config` is the run's. Everything that its numbers depend on stays the run's own.
+    `config` is the run's. Everything that its numbers depend on stays the run's own, but never a path: a run folder may
+    come from anywhere, and the graph's folders have been checked. Errors: `ValueError` for another number of data sets.
     """
+    num_own, num_now = len(config.data.concepts), len(wanted.data.concepts)
+    if num_own != num_now:
+        raise ValueError(
+            f"this run has {num_own} data set{'s' * (num_own > 1)} and the graph {num_now}; connect those that it was "
+            "trained on"
+        )
+    concepts = [
+        replace(concept, folder=now.folder)
+        for concept, now in zip(config.data.concepts, wanted.data.concepts, strict=True)
+    ]
     plain = to_dict(wanted)
-    changes: dict[str, Any] = {"save": {**plain["save"], "dtype": config.save.dtype}, "preview": plain["preview"]}
-    if len(config.data.concepts) == len(wanted.data.concepts):
-        own = [
-            replace(concept, folder=now.folder)
-            for concept, now in zip(config.data.concepts, wanted.data.concepts, strict=True)
-        ]
-        changes["data"] = {"concepts": [to_dict(concept) for concept in own]}
-    return changes
+    return {
+        "save": {**plain["save"], "dtype": config.save.dtype},
+        "preview": plain["preview"],
+        "data": {"concepts": [to_dict(concept) for concept in concepts]},
+    }

@@ -76,6 +76,12 @@ def test_a_run_that_goes_on_takes_over_what_changes_no_number():
     assert found.data.concepts == (ConceptConfig(folder="moved", trigger="sks"),)
 
 
+def test_a_run_never_names_the_folder_that_is_read():
+    own = config(dataset=Dataset(concepts=(ConceptConfig(folder="/secret"), ConceptConfig(folder="/other"))))
+    with pytest.raises(ValueError, match="this run has 2 data sets and the graph 1"):
+        continued(own, config())
+
+
 def test_data_sets_are_combined_unless_they_contradict():
     flipped = DATASET.with_settings(flip=True)
     assert combined([flipped, flipped]).concepts == DATASET.concepts * 2
