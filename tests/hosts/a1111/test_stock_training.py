@@ -74,7 +74,7 @@ def webui(tmp_path_factory):
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     # safe.py of the WebUI refuses the .pt files that this torch writes
-    settings = {"training_write_csv_every": 1, "save_training_settings_to_txt": False}
+    settings = {"training_write_csv_every": 1}
     server = served.Server(tmp_path_factory.mktemp("stock"), port, more=["--disable-safe-unpickle"], settings=settings)
     try:
         yield server
