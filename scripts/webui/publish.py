@@ -6,7 +6,7 @@ prompts use, and nothing that is there is ever overwritten.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -69,10 +69,17 @@ def publish(
 
 
 def _with_kohyas_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A network of Stable Diffusion 3, of whose layers the WebUI finds only some by the names of diffusers."""
+    """A network of Stable Diffusion 3 as the WebUI reads it whole.
+
+    By the names of diffusers it finds only some of the layers, and a key of fewer than three parts, as alpha has, makes
+    it refuse the file; so the scale is multiplied into up, and no alpha means that there is none to apply.
+    """
     adapters, unknown = adapters_in("sd3", tensors)
     assert not unknown, f"the run's own file has the unknown {unknown[0]}"
-    return published("sd3", adapters, next(iter(tensors.values())).dtype, "kohya")
+    dtype = next(iter(tensors.values())).dtype
+    scaled = {name: replace(a, up=a.up.float() * a.scale, scale=1.0) for name, a in adapters.items()}
+    named = published("sd3", scaled, dtype, "kohya")
+    return {name: tensor for name, tensor in named.items() if not name.endswith(".alpha")}
 
 
 def refresh_menu() -> None:
