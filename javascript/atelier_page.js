@@ -160,9 +160,9 @@ window.atelier = window.atelier || {};
                 if (now && (now !== family || first)) {
                     family = now;
                     form.setFamily(family);
-                    await presets.setFamily(family, !touched);
+                    await presets.setFamily(family, () => !touched);
                 } else if (first) {
-                    await presets.setFamily("", false);
+                    await presets.setFamily("", () => false);
                 }
             }
             atelier.fill(model, status.model ?

@@ -99,13 +99,14 @@ window.atelier = window.atelier || {};
             async setFamily(now, isUntouched) {
                 family = now;
                 await list();
-                if (isUntouched && defaultName) {
-                    select.value = defaultName;
-                    const answer = await atelier.post("preset", {name: defaultName, kind: "pack", values: form.values()});
-                    form.set(without(answer.values));
-                    onapply();
-                    show();
-                }
+                if (!isUntouched() || !defaultName) return;
+                const answer = await atelier.post("preset", {name: defaultName, kind: "pack", values: form.values()});
+                // what was typed while this was on its way stays
+                if (!isUntouched()) return;
+                select.value = defaultName;
+                form.set(without(answer.values));
+                onapply();
+                show();
             }
         };
     };
