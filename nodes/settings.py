@@ -47,6 +47,7 @@ _ADVANCED_PLAIN = [
     "data.bucket_step",
     "data.max_token_chunks",
 ]
+_INTERVALS = ("every_steps", "every_epochs", "at_cycle_ends", "keep_last")  # of save.*: what changes no number
 _EVERY = ("save.every_steps", "preview.every_steps", "record.probe_every_steps")
 
 
@@ -185,7 +186,7 @@ def continued(config: RunConfig, wanted: RunConfig) -> dict[str, Any]:
     ]
     plain = to_dict(wanted)
     return {
-        "save": {**plain["save"], "dtype": config.save.dtype},
+        "save": {name: plain["save"][name] for name in _INTERVALS},
         "preview": plain["preview"],
         "data": {"concepts": [to_dict(concept) for concept in concepts]},
     }
