@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...lib.config import RunConfig
 from ...lib.control import Control
-from ...lib.frozen import stays
+from ...lib.frozen import plain_weight, stays
 from ...lib.host import Conditioning, Progress, SampleRequest
 from . import builtin_lora
 from .autoencoder import WebuiAutoencoder
@@ -63,10 +63,8 @@ class WebuiHost:
 
     def weight_of(self, layer: nn.Module) -> tuple[Tensor, Tensor | None]:
         """Weight and bias where they are computed with: --medvram and --lowvram move them away before the backward."""
-        weight, bias = layer.weight, getattr(layer, "bias", None)
-        if weight.device != self.device:  # type: ignore[union-attr]
-            weight, bias = weight.to(self.device), None if bias is None else bias.to(self.device)  # type: ignore[operator]
-        return weight, bias  # type: ignore[return-value]
+        weight, bias = plain_weight(layer)
+        return weight.to(self.device), None if bias is None else bias.to(self.device)
 
     def check(self, config: RunConfig) -> None:
         """Whether this run can be trained on the model as the host keeps it. Errors: `ValueError`, what to change."""

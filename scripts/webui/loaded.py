@@ -45,7 +45,8 @@ def loaded_checkpoint() -> Loaded:
     model = shared.sd_model
     if model is None:
         raise ValueError("no checkpoint is loaded; choose one at the top of the page and wait until it is there")
-    if hasattr(model, "forge_objects"):
+    # Forge and its relatives keep weights in objects of their own, SD.Next in a pipeline of diffusers
+    if hasattr(model, "forge_objects") or not hasattr(getattr(model, "model", None), "diffusion_model"):
         raise ValueError(
             "this WebUI keeps its model in another way, with which training does not work; use AUTOMATIC1111"
         )
