@@ -44,7 +44,7 @@ async function fill(page, values) {
         say("error", await text(page, ".atelier-start .atelier-error"));
 
         // the curve, and a fault in its place
-        await fill(page, {rate_schedule: "1e-3:5:9"});
+        await fill(page, {loop_steps: "100", rate_schedule: "1e-3:5:9"});
         await page.waitForSelector(".atelier-place mark");
         say("fault", await text(page, ".atelier-place mark"));
         await fill(page, {
@@ -53,13 +53,13 @@ async function fill(page, values) {
             record_flush_every_steps: "2", record_probe_every_steps: "0", save_every_steps: "0", preview_every_steps: "3", preview_steps: "1",
             preview_prompts: "<img src=x onerror=hit=1> toy"
         });
-        await page.waitForSelector(".atelier-schedule path");
+        await page.waitForSelector(".atelier-schedule path", {state: "attached"});
         await page.click("#atelier_check");
         await page.waitForSelector(".atelier-checked .atelier-chip");
         say("checked", await text(page, ".atelier-checked"));
 
         await page.click("#atelier_start");
-        await page.waitForSelector("#atelier_live .atelier-line-smooth", {timeout: 240000});
+        await page.waitForSelector("#atelier_live .atelier-line-smooth", {state: "attached", timeout: 240000});
         await page.waitForSelector("#atelier_live .atelier-preview img", {timeout: 240000});
         say("running", await text(page, "#atelier_status_line"));
 
