@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -66,7 +66,7 @@ class WebuiText:
 
     def encode(self, captions: Sequence[str]) -> Conditioning:
         model, captions = self._loaded.model, list(captions)
-        with self._literally():
+        with self._literally(), self._precision():
             if self._loaded.family == "sd3":
                 encoded = model.get_learned_conditioning(captions)
                 return {"text": encoded["crossattn"], "pooled": encoded["vector"]}
@@ -88,6 +88,14 @@ class WebuiText:
         """All that is computed with, by part; fused models themselves, whose containers lack what is no layer."""
         whole = {id(container): encoder for encoder, container in self._loaded.fused}
         return {part: whole.get(id(m), m) for part, m in self._loaded.parts.items() if part != "unet"}
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        """The host's own autocast, which 8-bit weights need; none where the layers are trained, and know their type."""
+        from modules import devices
+
+        layers = (m for part, root in self._loaded.parts.items() if part != "unet" for m in root.modules())
+        is_attached = any("forward" in vars(m) for m in layers if isinstance(m, nn.Linear))
+        return nullcontext() if is_attached else devices.autocast()
 
     @contextmanager
     def _literally(self) -> Iterator[None]:

@@ -51,11 +51,11 @@ class WebUi:
     folder: Path
     said: dict = field(default_factory=dict)
 
-    def wrong(self, checkpoint, law, wanted, arguments="--no-half"):
+    def wrong(self, checkpoint, law, wanted, arguments="--no-half", **environment):
         """What is wrong with a law on a checkpoint, or an empty text. `wanted`: the laws that the process runs."""
-        key = (checkpoint, arguments)
+        key = (checkpoint, arguments, *environment.items())
         if key not in self.said:
-            self.said[key] = self.run(checkpoint, wanted, arguments)
+            self.said[key] = self.run(checkpoint, wanted, arguments, **environment)
         said, output = self.said[key]
         return said[law] if law in said else f"the WebUI ended before it was tried:\n{output[-4000:]}"
 
