@@ -33,7 +33,8 @@ Pages, routes and the grid build on `runs` and `publish` only:
     run = runs.resume(folder, changes)           go on with a run folder; `changes` nested as in `config.from_dict`
     run = runs.fork(folder, step, changes)       a branch from a step (None: the newest)
                                                  all three take `txt2img={...}`: further fields of txt2img for previews,
-                                                 such as sampler_name and scheduler ("as txt2img"), and `parent=`
+                                                 such as sampler_name and scheduler ("as txt2img"); start and fork
+                                                 also `parent=`, the folder to make the run folder in
     run.stop(); run.save(); run.sample(); run.pause(); run.go_on()
     run.status()                                 a dict of JSON values, see `Run.status`; cheap, from any thread
     run.is_live                                  waiting, preparing, training or paused
