@@ -1,7 +1,7 @@
 """Models without names of their own here: every layer by the name that it has in the model's first code.
 
-Files have `diffusion_model.<name>`, which ComfyUI reads for every model that it loads. Only the denoiser is trained. What
-a layer is, is guessed from its name.
+Files have `diffusion_model.<name>`, which ComfyUI reads for every model that it loads. Only the denoiser is trained.
+What a layer is, is guessed from its name.
 """
 
 from __future__ import annotations

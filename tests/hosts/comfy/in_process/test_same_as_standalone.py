@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-CHECKPOINT = Path(os.environ.get("COMFYUI_CHECKPOINTS", "")) / "sd15-mini.safetensors"
-if not os.environ.get("COMFYUI_PATH") or not CHECKPOINT.is_file() or not importlib.util.find_spec("diffusers"):
+if (
+    not os.environ.get("COMFYUI_PATH")
+    or not os.environ.get("COMFYUI_CHECKPOINTS")
+    or not importlib.util.find_spec("diffusers")
+):
     pytest.skip("COMFYUI_PATH, COMFYUI_CHECKPOINTS or diffusers is missing", allow_module_level=True)
 
 import comfy.sd
@@ -23,6 +26,7 @@ from sd_atelier.lib.standalone.host import StandaloneHost
 from sd_atelier.lib.standalone.pipeline import load_pipeline
 from sd_atelier.nodes.host import ComfyHost
 
+CHECKPOINT = Path(os.environ["COMFYUI_CHECKPOINTS"]) / "sd15-mini.safetensors"
 CAPTIONS = ["a toy (red:1.2), on a table", "b"]
 
 
