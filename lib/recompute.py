@@ -1,9 +1,9 @@
 """Gradient checkpointing by blocks: keep a block's input, compute its inside again in the backward pass.
 
 Chen et al. 2016, arXiv:1604.06174. It works where neither the inputs nor the block's own weights ask for gradients,
-which is the rule with frozen models, and where a block writes into its inputs: it is given copies, so that the second pass
-starts from what the first one did. Whatever else is written into after it was needed is an error of autograd, never a
-wrong gradient; torch's own checkpointing has no such check.
+which is the rule with frozen models, and where a block writes into its inputs: it is given copies, so that the second
+pass starts from what the first one did. Whatever else is written into after it was needed is an error of autograd,
+never a wrong gradient; torch's own checkpointing has no such check.
 """
 
 from __future__ import annotations
