@@ -166,14 +166,13 @@ window.atelier = window.atelier || {};
             if (!steps.has(preview.step)) steps.set(preview.step, []);
             steps.get(preview.step).push(preview);
         }
+        const caption = step => step ? t("step {step}", {step: step.toLocaleString("en")}) : t("untrained");
         const cell = p => {
-            const caption = t("step {step}", {step: p.step.toLocaleString("en")});
-            const words = p.name.replace(/^\d+-\d+-/, "").replace(/\.png$/, "");
-            return el("button", {type: "button", class: "atelier-preview", title: words, onclick: () => atelier.enlarge("picture", {run: key, name: "previews/" + p.name}, `${caption} · ${words}`)},
-                atelier.picture("picture", {run: key, name: "previews/" + p.name}, {alt: `${caption}, ${words}`}),
-                el("span", {}, p.step ? caption : t("untrained")));
+            const words = p.name.replace(/^\d+-\d+-/, "").replace(/\.png$/, ""), about = {run: key, name: "previews/" + p.name};
+            return el("button", {type: "button", class: "atelier-preview", title: words, onclick: () => atelier.enlarge("picture", about, `${caption(p.step)} · ${words}`)},
+                atelier.picture("picture", about, {alt: `${caption(p.step)}, ${words}`}));
         };
-        const rows = [...steps].sort((a, b) => b[0] - a[0]).flatMap(([, row]) => row.map(cell));
+        const rows = [...steps].sort((a, b) => b[0] - a[0]).map(([step, row]) => el("div", {class: "atelier-step"}, el("div", {}, row.map(cell)), el("span", {}, caption(step))));
         return el("section", {class: "atelier-previews"}, el("h4", {}, t("Previews by step")), el("div", {class: "atelier-thumbs"}, rows));
     };
 

@@ -68,7 +68,7 @@ window.atelier = window.atelier || {};
             }), "", {id: "atelier_report"});
             atelier.fill(page,
                 el("div", {class: "atelier-row atelier-run-head"}, el("h3", {}, about.name), el("small", {}, about.folder)),
-                el("div", {class: "atelier-row"}, about.live ? null : resume, strip, report, settings), say.element,
+                el("div", {class: "atelier-row"}, about.live || isWhole(about) ? null : resume, strip, report, settings), say.element,
                 el("dl", {class: "atelier-facts"}, about.summary.map(([name, text]) => el("div", {}, el("dt", {}, t(name)), el("dd", {}, text)))),
                 about.verdicts.map(line => el("p", {class: "atelier-verdict"}, line)),
                 el("div", {class: "atelier-charts"}, atelier.lossCharts(chart, about.num_steps || 0)),
@@ -76,6 +76,8 @@ window.atelier = window.atelier || {};
                 about.previews.length ? atelier.previewGallery(about.key, about.previews) : null,
                 strips(about), pictures(about), frame);
         }
+
+        const isWhole = about => about.num_steps !== null && about.steps.includes(about.num_steps);
 
         function checkpoints(about, say) {
             if (!about.checkpoints.length) return el("p", {class: "atelier-note"}, t("No checkpoint yet."));

@@ -92,13 +92,14 @@ def train(webui, photos, kind, name, rate, **more):
     log = webui.folder / "log"
     values = {**COMMON, "learn_rate": rate, "data_root": str(photos), "log_directory": str(log), **more}
     values |= {"batch_size": more.get("batch_size", 2), "gradient_step": more.get("gradient_step", 1)}
+    # the WebUI makes its log folder only where it may save something there
     if kind == "embedding":
         made = {"name": name, "num_vectors_per_token": 1, "overwrite_old": True, "init_text": "toy"}
-        values |= {"embedding_name": name, "save_embedding_every": 0, "save_image_with_stored_embedding": False}
+        values |= {"embedding_name": name, "save_embedding_every": 1000, "save_image_with_stored_embedding": False}
     else:
         made = {"name": name, "enable_sizes": ["128"], "overwrite_old": True, "layer_structure": [1, 2, 1]}
         made |= {"activation_func": "linear", "weight_init": "Normal", "add_layer_norm": False, "use_dropout": False}
-        values |= {"hypernetwork_name": name, "save_hypernetwork_every": 0}
+        values |= {"hypernetwork_name": name, "save_hypernetwork_every": 1000}
     webui.request(f"/sdapi/v1/create/{kind}", made)
     answer = webui.request(f"/sdapi/v1/train/{kind}", values, timeout=900)["info"]
     folder = next(iter(log.glob(f"*/{name}")), None)
