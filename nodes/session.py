@@ -73,6 +73,7 @@ class Shower:
             name=run.path.name,
             folder=str(run.path),
             state="running",
+            message="",
             num_steps=trainer.num_steps,
             first_step=trainer.step,
             summary=prepared.summary,

@@ -1,6 +1,9 @@
-"""Nodes that tests use beside the pack's own: what a model hashes to, and a model that fails when it is told to."""
+"""Nodes that tests use beside the pack's own: what a model hashes to, what the server's tensors take, and a model that
+fails when it is told to."""
 
+import gc
 import hashlib
+from collections import Counter
 
 import torch
 
@@ -36,6 +39,37 @@ class HashOf:
         return {"ui": {"hash": [digest.hexdigest()], "num_bytes": [num_bytes]}}
 
 
+class LiveTensors:
+    """The bytes of all tensors that live in the server, memory that several share counted once; by shape too."""
+
+    RETURN_TYPES = ()
+    FUNCTION = "run"
+    OUTPUT_NODE = True
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        kept = {"model": ("MODEL",), "clip": ("CLIP",), "vae": ("VAE",)}
+        return {"required": {}, "optional": kept}
+
+    @classmethod
+    def IS_CHANGED(cls, **kwargs):
+        return float("nan")
+
+    def run(self, **kept):
+        gc.collect()
+        memory, shapes = {}, Counter()
+        for thing in gc.get_objects():
+            # not isinstance, which asks proxies of all kinds what they are
+            if not issubclass(type(thing), torch.Tensor) or thing.device.type == "meta":
+                continue
+            storage = thing.untyped_storage()
+            if storage.data_ptr() not in memory:
+                memory[storage.data_ptr()] = storage.nbytes()
+                shapes[f"{tuple(thing.shape)} {thing.dtype}"] += 1
+        return {"ui": {"num_bytes": [sum(memory.values())], "shapes": [dict(shapes)]}}
+
+
 class Failing:
     """The model; in its n-th call from now on it raises, as an error in the middle or as memory that ran out."""
 
@@ -69,4 +103,4 @@ class Failing:
         return (model,)
 
 
-NODE_CLASS_MAPPINGS = {"AtelierTestHash": HashOf, "AtelierTestFailing": Failing}
+NODE_CLASS_MAPPINGS = {"AtelierTestHash": HashOf, "AtelierTestLive": LiveTensors, "AtelierTestFailing": Failing}
