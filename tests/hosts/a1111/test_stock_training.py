@@ -102,13 +102,13 @@ def train(webui, photos, kind, name, rate, **more):
         values |= {"hypernetwork_name": name, "save_hypernetwork_every": 1000}
     webui.request(f"/sdapi/v1/create/{kind}", made)
     answer = webui.request(f"/sdapi/v1/train/{kind}", values, timeout=900)["info"]
-    folder = next(iter(log.glob(f"*/{name}")), None)
-    if folder is None:
-        return [], None, answer
     file = "textual_inversion_loss.csv" if kind == "embedding" else "hypernetwork_loss.csv"
-    with open(folder / file, newline="") as lines:
+    path = next(iter(log.glob(f"*/{name}/{file}")), None)
+    if path is None:
+        return [], None, answer
+    with open(path, newline="") as lines:
         rows = list(csv.DictReader(lines))
-    return rows, read_losses(folder / "loss.csv"), answer
+    return rows, read_losses(path.with_name("loss.csv")), answer
 
 
 KINDS = ("embedding", "hypernetwork")
