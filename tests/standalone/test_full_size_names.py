@@ -45,11 +45,11 @@ def test_presets_choose_these_layers_of_the_unet(width: int, settings: dict, cou
     host = SimpleNamespace(family="sd1" if width == 768 else "sd2", parts={"unet": unet(width)})
     targets = list(_chosen(host, TrainableConfig(**settings)))  # type: ignore[arg-type]
     assert len(targets) == count
-    assert len({t.name for t in targets}) == count
+    assert len({t.layer.name for t in targets}) == count
 
 
 def test_the_text_encoder_gives_kohyas_72() -> None:
     host = SimpleNamespace(family="sd1", parts={"unet": torch.nn.Module(), "te": text_encoder()})
-    names = {t.name for t in _chosen(host, TrainableConfig(text_encoder=True))}  # type: ignore[arg-type]
+    names = {t.layer.name for t in _chosen(host, TrainableConfig(text_encoder=True))}  # type: ignore[arg-type]
     assert len(names) == 72
     assert all(name.startswith("lora_te_text_model_encoder_layers_") for name in names)
