@@ -47,8 +47,8 @@ def requests(config: PreviewConfig, resolution: int) -> list[SampleRequest]:
 def make_previews(host: Host, config: PreviewConfig, resolution: int, folder: Path, step: int) -> list[str]:
     """Write `<step>-<number>-<prompt>.png` for each prompt; returns what went wrong, in words.
 
-    Out of memory costs that picture only: it is tried again at half the side, then left out, and that is said. A picture
-    that the host was told to cut short is none, and no further one is made once a stop is asked for.
+    Out of memory costs that picture only: it is tried again at half the side, then left out, and that is said. A
+    picture that the host was told to cut short is none, and no further one is made once a stop is asked for.
     """
     notes = []
     for number, request in enumerate(requests(config, resolution), start=1):
