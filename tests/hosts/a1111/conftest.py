@@ -44,6 +44,16 @@ def laws(file):
     return [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("law_")]
 
 
+def go_on(checkpoint, data, **environment):
+    """What `go_on.py` says of a run in a new WebUI process, with a checkpoint's file and an empty folder of its own."""
+    environment = {**os.environ, "A1111_CHECKPOINT": str(checkpoint), "A1111_DATA": str(data), **environment}
+    command = [os.environ.get("A1111_PYTHON", sys.executable), str(HERE / "go_on.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith('{"status"')]
+    assert lines, done.stdout[-3000:] + done.stderr[-3000:]
+    return json.loads(lines[0])
+
+
 @dataclass
 class WebUi:
     """WebUI processes, one for each checkpoint and set of options, and what they said of each law."""

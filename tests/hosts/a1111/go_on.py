@@ -1,5 +1,7 @@
-"""A run in the WebUI's process that begins or goes on: settings in A1111_CONFIG (JSON) or a folder in A1111_RUN; it ends
-at step A1111_STOP as if the user had stopped it. Prints the status as JSON. Run by `test_other_hosts.py`.
+"""A run in the WebUI's process that begins or goes on: settings in A1111_CONFIG (JSON) or a folder in A1111_RUN.
+
+It ends at step A1111_STOP as if the user had stopped it, and its network is published as A1111_PUBLISH where that is
+set. Prints the status and where the network was published as JSON. Run by `go_on` of `conftest.py`.
 """
 
 import json
@@ -33,5 +35,9 @@ else:
     settings = config.from_dict(config.RunConfig, json.loads(os.environ["A1111_CONFIG"]))
     run = runs.start(settings, parent=Path(os.environ["A1111_PARENT"]))
 run.join(600)
-print("\n" + json.dumps({"status": run.status()}), flush=True)
+said = {"status": run.status()}
+if "A1111_PUBLISH" in os.environ:
+    publish = import_module("sd_atelier.scripts.webui.publish")
+    said["published"] = str(publish.publish(run.status()["folder"], name=os.environ["A1111_PUBLISH"]).path)
+print("\n" + json.dumps(said), flush=True)
 os._exit(0)

@@ -1,11 +1,9 @@
-"""A run that began in the WebUI goes on in the standalone host, and the other way round: the same base, rows and state."""
+"""A run that began in the WebUI goes on in the standalone host, and the other way round: one base, rows and state."""
 
 import csv
 import importlib.util
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -42,14 +40,7 @@ def settings(name, text_encoder):
 
 def in_webui(checkpoint, data, **environment):
     """The status of a run in a new WebUI process."""
-    path, _ = around.checkpoints()[checkpoint]
-    environment = {**os.environ, "A1111_CHECKPOINT": str(path), "A1111_DATA": str(data), **environment}
-    python = os.environ.get("A1111_PYTHON", sys.executable)
-    command = [python, str(around.HERE / "go_on.py")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith('{"status"')]
-    assert lines, done.stdout[-3000:] + done.stderr[-3000:]
-    return json.loads(lines[0])["status"]
+    return around.go_on(around.checkpoints()[checkpoint][0], data, **environment)["status"]
 
 
 def standalone(checkpoint, stop_at):
