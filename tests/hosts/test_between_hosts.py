@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 
 HERE = Path(__file__).parent
 
@@ -201,21 +202,30 @@ def test_a_run_of_comfyui_goes_on_in_the_webui(server, graphs, drawn, whole, che
 
 
 def test_a_network_of_the_webui_loads_in_comfyui_with_every_key(server, graphs, begun):
-    name = "of-the-webui.safetensors"
-    (server.output / "loras").mkdir(exist_ok=True)
-    shutil.copyfile(begun[1], server.output / "loras" / name)
-    parts = {key.split("_")[1] for key in load_file(begun[1])}
-    assert parts == {"unet", "te"}
-    pictures = {}
-    log = len((server.folder / "log").read_bytes())
-    for strengths in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)):
+    network, pictures, unknown = load_file(begun[1]), {}, "lora_unet_of_no_layer"
+    assert {key.split("_")[1] for key in network} == {"unet", "te"}
+    loras = server.output / "loras"
+    loras.mkdir(exist_ok=True)
+    shutil.copyfile(begun[1], loras / "whole.safetensors")
+    strange = {f"{unknown}.lora_{part}.weight": torch.ones(4, 4) for part in ("down", "up")}
+    save_file(network | strange, loras / "strange.safetensors")
+
+    def loaded(name, of_model, of_clip):
+        """A picture with a network, and what the server said meanwhile."""
+        log = len((server.folder / "log").read_bytes())
         graph, model, clip, vae = graphs.model(CHECKPOINT)
-        weights = {"strength_model": strengths[0], "strength_clip": strengths[1]}
-        graph["7"] = graphs.node("LoraLoader", model=model, clip=clip, lora_name=name, **weights)
+        weights = {"strength_model": of_model, "strength_clip": of_clip}
+        graph["7"] = graphs.node("LoraLoader", model=model, clip=clip, lora_name=f"{name}.safetensors", **weights)
         graph = graphs.picture(graph, CHECKPOINT, ["7", 0], ["7", 1], vae, prompt="sks, a toy", prefix="webui")
-        pictures[strengths] = server.image(server.run(graph), "15").astype(int)
-    said = (server.folder / "log").read_bytes()[log:].decode("utf-8", "replace")
-    assert "NOT LOADED" not in said
-    assert "lora key not loaded" not in said
+        picture = server.image(server.run(graph), "15").astype(int)
+        return picture, (server.folder / "log").read_bytes()[log:].decode("utf-8", "replace")
+
+    for strengths in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)):
+        pictures[strengths], said = loaded("whole", *strengths)
+        assert "NOT LOADED" not in said
+        assert "lora key not loaded" not in said
     for strengths in ((1.0, 0.0), (0.0, 1.0)):
         assert np.abs(pictures[strengths] - pictures[0.0, 0.0]).max() > 0, strengths
+    # it would have been said
+    _, said = loaded("strange", 1.0, 1.0)
+    assert f"lora key not loaded: {unknown}" in said
