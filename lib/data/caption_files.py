@@ -10,6 +10,7 @@ import base64
 import difflib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -104,11 +105,15 @@ def plan_words(words_of: Mapping[Path, Sequence[str]], existing: str = "skip") -
 def apply(changes: Sequence[CaptionChange], root: Path, title: str) -> Path | None:
     """Write the changes, one file after the other, each whole. Returns the journal, which `undo` takes.
 
-    Errors: `ValueError` where a file is no longer what the plan was made from: then nothing is written; `OSError` in
-    the middle: what is written can be undone.
+    Errors: `ValueError` where a file is no longer what the plan was made from, or lies elsewhere through a link, where
+    undoing would not reach: then nothing is written; `OSError` in the middle: what is written can be undone.
     """
     if not changes:
         return None
+    root = Path(os.path.abspath(root))
+    for folder in {change.path.parent for change in changes}:
+        if not lies_in(folder, root):
+            raise ValueError(f"{printable(folder)} does not lie in {printable(root)}; edit its captions there")
     for change in changes:
         if _bytes(change.path) != change.old:
             raise ValueError(f"{printable(change.path)} was changed since the edit was planned; plan it again")
@@ -118,7 +123,7 @@ def apply(changes: Sequence[CaptionChange], root: Path, title: str) -> Path | No
     journal = folder / f"{number:06d}.json"
     entries = [
         {
-            "path": change.path.relative_to(root).as_posix(),
+            "path": Path(os.path.abspath(change.path)).relative_to(root).as_posix(),
             "old": None if change.old is None else base64.b64encode(change.old).decode(),
             "new_sha256": _sha(change.new),
         }
@@ -130,12 +135,24 @@ def apply(changes: Sequence[CaptionChange], root: Path, title: str) -> Path | No
     return journal
 
 
+def lies_in(folder: Path, root: Path) -> bool:
+    """Whether a folder is another one or below it, as its name says and also where links lead."""
+    named = Path(os.path.abspath(folder)).is_relative_to(os.path.abspath(root))
+    return named and folder.resolve().is_relative_to(root.resolve())
+
+
 def journals(root: Path) -> list[Path]:
     """The edits that can be undone, oldest first."""
     folder = root / JOURNAL
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if _NUMBERED.fullmatch(path.name))
+
+
+def newest_title(root: Path) -> str:
+    """What the newest edit was called, "" where there is none. Errors: `ValueError` for a damaged journal."""
+    found = journals(root)
+    return _read(found[-1], root)[0] if found else ""
 
 
 def undo(root: Path) -> tuple[str, int]:

@@ -39,8 +39,13 @@ def read_text(path: Path) -> tuple[str, str | None]:
     lost = text.count("\ufffd")
     if lost and note:
         note += f"; {lost} characters could not be read"
+    return one_line(text), note
+
+
+def one_line(text: str) -> str:
+    """A text as captions are read: lines trimmed and joined with one space, control characters as spaces."""
     lines = (line.strip() for line in _CONTROL.sub(" ", text).splitlines())
-    return " ".join(line for line in lines if line), note
+    return " ".join(line for line in lines if line)
 
 
 def find_caption(image_path: Path, from_name: bool) -> tuple[str, str, str | None]:

@@ -21,7 +21,18 @@ from PIL import Image, ImageCms, ImageFile
 from .buckets import Geometry, Size, crop_geometry
 from .headers import Header, PictureError, named_faults, open_plugin, parse_header, png_chunks, read_header
 
-__all__ = ["Header", "Picture", "PictureError", "check", "check_size", "decode", "fit", "load", "read_header"]
+__all__ = [
+    "Header",
+    "Picture",
+    "PictureError",
+    "check",
+    "check_size",
+    "decode",
+    "fit",
+    "load",
+    "on_white",
+    "read_header",
+]
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -54,7 +65,7 @@ def load(path: Path, bucket: Size, alpha_mask: bool, max_megapixels: float) -> P
     Errors: `PictureError` naming the file and the reason (truncated, not a picture, above `max_megapixels`, ...).
     """
     with named_faults(path):
-        image, alpha, notes = _on_white(*decode(path, max_megapixels))
+        image, alpha, notes = on_white(*decode(path, max_megapixels))
         geometry = crop_geometry(image.size, bucket)
         if alpha is not None and alpha_mask and alpha.getextrema()[1] == 0:
             notes.append("is transparent everywhere, so with data.alpha_mask nothing of it is trained")
@@ -85,17 +96,20 @@ def check_size(path: Path, header: Header, max_megapixels: float) -> None:
     num_px = header.size[0] * header.size[1]
     what = f"has {header.size[0]} x {header.size[1]} = {num_px / 1e6:.4g} MP by its header"
     if num_px > max_megapixels * 1e6:
-        raise PictureError(path, f"{what}; the limit data.max_megapixels is {max_megapixels:.4g}")
+        raise PictureError(path, f"{what}; the limit data.max_megapixels is {max_megapixels:.4g}", "is too large")
     if num_px > max(10_000_000, 1000 * header.num_bytes):
         raise PictureError(
             path, f"{what}, but only {header.num_bytes} bytes; the header is damaged or the picture is empty"
         )
 
 
-def decode(path: Path, max_megapixels: float) -> tuple[Image.Image, Image.Image | None, list[str]]:
+def decode(
+    path: Path, max_megapixels: float, least_px: int | None = None
+) -> tuple[Image.Image, Image.Image | None, list[str]]:
     """RGB picture in sRGB and alpha ("L", None where all is opaque), upright, and notes.
 
-    Errors: `PictureError`, and what Pillow raises; `headers.named_faults` around it makes one of the other.
+    With `least_px` a JPEG may be decoded smaller, which is many times faster, as long as its shorter side keeps so many
+    pixels. Errors: `PictureError`, and what Pillow raises; `headers.named_faults` around it makes one of the other.
     """
     with open(path, "rb") as file:
         header = parse_header(path, file)
@@ -104,6 +118,8 @@ def decode(path: Path, max_megapixels: float) -> tuple[Image.Image, Image.Image 
         _check_whole(path, file, header)
         with _pillow_set(header.size[0] * header.size[1]):
             image = open_plugin(file, header.format)
+            if least_px is not None and header.format == "JPEG":
+                image.draft(image.mode, (least_px, least_px))
             image.load()
         profile = image.info.get("icc_profile")
         base, alpha = _split(image, header.format, notes)
@@ -119,7 +135,7 @@ def decode(path: Path, max_megapixels: float) -> tuple[Image.Image, Image.Image 
     if header.format != "TIFF" and header.orientation in _UPRIGHT:
         base = base.transpose(_UPRIGHT[header.orientation])
         alpha = alpha.transpose(_UPRIGHT[header.orientation]) if alpha is not None else None
-    if base.size != header.size:
+    if base.size != header.size and least_px is None:
         raise PictureError(path, f"is damaged: {base.size} when decoded, {header.size} by its header")
     return base, alpha, notes
 
@@ -130,9 +146,10 @@ def fit(image: Image.Image, geometry: Geometry, bucket: Size) -> Image.Image:
     return _cut(image, geometry, bucket, Image.Resampling.BICUBIC if enlarged else Image.Resampling.LANCZOS)
 
 
-def _on_white(
+def on_white(
     image: Image.Image, alpha: Image.Image | None, notes: list[str]
 ) -> tuple[Image.Image, Image.Image | None, list[str]]:
+    """What `decode` gives, the transparent parts put on white, and that said."""
     if alpha is not None:
         image = Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
         notes.append("has transparent parts; they are put on white")

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from threading import Lock
 
 from ..config import DataConfig
 from .buckets import bucket_sizes, nearest_bucket
 from .captions import CAPTION_SUFFIXES, find_caption, with_ending, with_trigger
 from .headers import PictureError, extensions, printable, read_header
 from .pictures import check, check_size
+from .pool import in_order, room_for
 from .sample import Sample
 
 # Kinds of picture that people have and that cannot be read here; ".avif" counts where Pillow lacks it.
@@ -36,6 +34,18 @@ class Problem:
     path: Path
     text: str  # the rest of the sentence that begins with the path
     severity: str  # "error": left out; "warning": used, and may not be as meant; "note"
+    kind: str = ""  # what stands over all problems of its sort; "" is the text up to its first parenthesis
+    files: tuple[Path, ...] = ()  # what it is about, where that is not `path` itself
+
+    @property
+    def heading(self) -> str:
+        """What stands over all problems of its sort."""
+        return self.kind or self.text.partition(" (")[0]
+
+    @property
+    def about(self) -> tuple[Path, ...]:
+        """Every file that it is about."""
+        return self.files or (self.path,)
 
     def __str__(self) -> str:
         return f"{printable(self.path)} {self.text}"
@@ -71,7 +81,7 @@ def scan(data: DataConfig, latent_step_px: int = 8) -> Scan:
         raise ValueError("data.concepts is empty; name at least one folder of pictures")
     step = -(-data.bucket_step // latent_step_px) * latent_step_px
     sizes = bucket_sizes(data.resolution, step, data.bucket_min_px, data.bucket_max_px)
-    folders = [_folder(c.folder, f"data.concepts[{i}].folder") for i, c in enumerate(data.concepts)]
+    folders = [folder_at(c.folder, f"data.concepts[{i}].folder") for i, c in enumerate(data.concepts)]
     samples: list[Sample] = []
     problems: list[Problem] = []
     roots: set[str] = set()
@@ -80,25 +90,27 @@ def scan(data: DataConfig, latent_step_px: int = 8) -> Scan:
     for index, (concept, folder) in enumerate(zip(data.concepts, folders, strict=True)):
         root = _free(_portable(os.path.basename(folder) or "root"), roots)
         found = sorted(
-            (f"{root}/{_portable(name)}", path) for name, path in _pictures(folder, index, searched, problems)
+            (f"{root}/{_portable(name)}", path) for name, path in pictures_below(folder, index, searched, problems)
         )
         names: set[str] = set()
-        num_bare = 0
+        bare: list[Path] = []
         for name, path in ((name, Path(path)) for name, path in found):
             try:
                 header = read_header(path)
                 check_size(path, header, data.max_megapixels)
                 caption, source, note = find_caption(path, data.caption_from_name)
             except PictureError as error:
-                problems.append(Problem(path, error.reason, "error"))
+                problems.append(Problem(path, error.reason, "error", error.kind))
                 continue
             except (OSError, ValueError) as error:
-                problems.append(Problem(path, f"has a caption that cannot be read: {printable(str(error))}", "error"))
+                kind = "has a caption that cannot be read"
+                problems.append(Problem(path, f"{kind}: {printable(str(error))}", "error", kind))
                 continue
             if note:
-                problems.append(Problem(path.with_name(source), note, "warning"))
+                problems.append(Problem(path.with_name(source), note, "warning", "is a caption in another encoding"))
             problems += [Problem(path, text, "note") for text in header.warnings]
-            num_bare += not caption
+            if not caption:
+                bare.append(path)
             size = equal_sizes.setdefault(header.size, header.size)
             samples.append(
                 Sample(
@@ -115,8 +127,9 @@ def scan(data: DataConfig, latent_step_px: int = 8) -> Scan:
         if not names:
             text = f"(data.concepts[{index}].folder) holds no picture that can be used"
             problems.append(Problem(Path(folder), text, "warning"))
-        elif num_bare:
-            problems.append(Problem(Path(folder), f"has {num_bare} of {len(names)} pictures without a caption", "note"))
+        elif bare:
+            text = f"has {len(bare)} of {len(names)} pictures without a caption"
+            problems.append(Problem(Path(folder), text, "note", "has no caption", tuple(bare)))
     if not samples:
         errors = [str(p) for p in problems if p.severity == "error"]
         left_out = f"; {len(errors)} errors, the first: {errors[0]}" if errors else ""
@@ -135,23 +148,15 @@ def verify(
     `on_progress(done, total)` is called from the calling thread after each picture.
     """
     sizes = {sample.path: sample.size for sample in samples}
-    one_large = Lock()
 
-    def faults(path: Path, size: tuple[int, int]) -> list[str]:
-        # Decoding takes up to ten bytes a pixel, so several large ones at once could take all memory.
-        with one_large if size[0] * size[1] > 40_000_000 else nullcontext():
+    def faults(path: Path) -> list[str]:
+        with room_for(sizes[path]):
             return check(path, max_megapixels)
 
     problems: list[Problem] = []
-    num_threads = min(8, os.cpu_count() or 1)
-    with ThreadPoolExecutor(num_threads, thread_name_prefix="verify") as pool:
-        waiting = iter(sizes.items())
-        running: deque[tuple[Path, Future[list[str]]]] = deque()
-        for done in range(1, len(sizes) + 1):
-            for path, size in islice(waiting, 2 * num_threads - len(running)):
-                running.append((path, pool.submit(faults, path, size)))
-            path, future = running.popleft()
-            problems += [Problem(path, text, "error") for text in future.result()]
+    with closing(in_order(faults, sizes)) as results:
+        for done, (path, found) in enumerate(zip(sizes, results, strict=True), 1):
+            problems += [Problem(path, text, "error") for text in found]
             if on_progress:
                 on_progress(done, len(sizes))
     return tuple(problems)
@@ -173,7 +178,7 @@ def counts(samples: Iterable[Sample], batch_size: int, accumulate: int, epochs: 
     )
 
 
-def _folder(given: str, setting: str) -> str:
+def folder_at(given: str, setting: str) -> str:
     """The absolute path of a concept's folder. Errors: `ValueError` naming the setting."""
     text = given.strip()
     # "Copy as path" puts quotes around it.
@@ -194,7 +199,7 @@ def _folder(given: str, setting: str) -> str:
     return path
 
 
-def _pictures(
+def pictures_below(
     folder: str, concept: int, searched: dict[object, int], problems: list[Problem]
 ) -> Iterator[tuple[str, str]]:
     """(relative path with `/`, path) of each picture file in and below `folder`.
@@ -263,18 +268,20 @@ def _compare(
     problems: list[Problem],
 ) -> None:
     """What is to be said about the names in one folder: file names by stem."""
-    same = [" and ".join(names) for names in pictures.values() if len(names) > 1]
-    several = [" and ".join(names) for stem, names in captions.items() if stem in pictures and len(names) > 1]
-    alone = [name for stem, names in captions.items() if stem not in pictures for name in names]
-    for names, text, severity in (
+    same = [names for names in pictures.values() if len(names) > 1]
+    several = [names for stem, names in captions.items() if stem in pictures and len(names) > 1]
+    alone = [[name] for stem, names in captions.items() if stem not in pictures for name in names]
+    for groups, text, severity in (
         (same, "has pictures of one name, each used, with one caption for both", "note"),
         (several, "has two captions for a picture, of which .txt counts", "warning"),
         (alone, "has caption files without a picture", "note"),
-        (others, "has pictures of a kind that cannot be read here", "warning"),
+        ([[name] for name in others], "has pictures of a kind that cannot be read here", "warning"),
     ):
-        if names:
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            problems.append(Problem(folder, f"{text}: {printable(', '.join(names[:5]))}{more}", severity))
+        if groups:
+            named = ", ".join(" and ".join(names) for names in groups[:5])
+            more = f" and {len(groups) - 5} more" if len(groups) > 5 else ""
+            files = tuple(folder / name for names in groups for name in names)
+            problems.append(Problem(folder, f"{text}: {printable(named)}{more}", severity, text, files))
 
 
 def _portable(name: str) -> str:

@@ -159,3 +159,22 @@ def test_pictures_that_share_a_caption_get_the_words_of_both(tmp_path):
     assert caption_files.plan_words({tmp_path / "a.png": []}, "replace") == []
     with pytest.raises(ValueError, match="skip, append, replace"):
         caption_files.plan_words(found, "merge")
+
+
+def test_a_folder_may_be_named_relative_to_where_one_stands(tmp_path, monkeypatch):
+    (tmp_path / "set").mkdir()
+    picture = tmp_path / "set" / "a.png"
+    picture.write_bytes(b"no picture, and never opened")
+    monkeypatch.chdir(tmp_path)
+    caption_files.apply(caption_files.plan([picture], lambda _: "new"), Path("set"), "words")
+    assert picture.with_suffix(".txt").read_text() == "new" and caption_files.newest_title(Path("set")) == "words"
+    assert caption_files.undo(Path("set")) == ("words", 1) and not picture.with_suffix(".txt").exists()
+    assert caption_files.newest_title(Path("set")) == ""
+
+
+def test_nothing_is_written_where_undo_would_not_reach(tmp_path):
+    (tmp_path / "set").mkdir()
+    picture = tmp_path / "elsewhere.png"
+    with pytest.raises(ValueError, match="does not lie in"):
+        caption_files.apply(caption_files.plan([picture], lambda _: "new"), tmp_path / "set", "words")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
