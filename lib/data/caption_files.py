@@ -13,9 +13,10 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..files import make_folder, write_bytes, write_json
 from .captions import CAPTION_SUFFIXES, find_caption, split_tags
@@ -24,6 +25,8 @@ from .tag_rules import plain
 
 JOURNAL = ".atelier-undo"  # a hidden folder is no part of a data set
 EXISTING = ("skip", "append", "replace")
+_NUM_WRITERS = 8
+_T = TypeVar("_T")
 _NUMBERED = re.compile(r"(\d{6})\.json")
 
 
@@ -42,13 +45,20 @@ class CaptionChange:
         ending = b"\n" if self.old is not None and self.old.rstrip(b"\0").endswith(b"\n") else b""
         return self.after.encode("utf-8") + ending
 
+    def parts(self) -> list[tuple[str, str]]:
+        """The tags in order, each with what becomes of it: "-" goes, "+" comes, " " stays."""
+        gone, come = _words(self.before), _words(self.after)
+        parts: list[tuple[str, str]] = []
+        for kind, a1, a2, b1, b2 in difflib.SequenceMatcher(None, gone, come, autojunk=False).get_opcodes():
+            if kind == "equal":
+                parts += [(" ", word) for word in gone[a1:a2]]
+            else:
+                parts += [("-", word) for word in gone[a1:a2]] + [("+", word) for word in come[b1:b2]]
+        return parts
+
     def diff(self) -> str:
         """The tags that go and come, for people: `cat.txt: -old, +new`."""
-        gone, come = _words(self.before), _words(self.after)
-        parts: list[str] = []
-        for kind, a1, a2, b1, b2 in difflib.SequenceMatcher(None, gone, come, autojunk=False).get_opcodes():
-            if kind != "equal":
-                parts += [f"-{word}" for word in gone[a1:a2]] + [f"+{word}" for word in come[b1:b2]]
+        parts = [f"{sign}{word}" for sign, word in self.parts() if sign != " "]
         return f"{printable(self.path.name)}: {', '.join(parts) or 'encoding or spaces'}"
 
 
@@ -130,8 +140,7 @@ def apply(changes: Sequence[CaptionChange], root: Path, title: str) -> Path | No
         for change in changes
     ]
     write_json(journal, {"title": title, "files": entries}, verify=True)
-    for change in changes:
-        write_bytes(change.path, change.new)
+    _each(lambda change: write_bytes(change.path, change.new), changes)
     return journal
 
 
@@ -173,11 +182,7 @@ def undo(root: Path) -> tuple[str, int]:
         if now is None or _sha(now) != new_sha:
             raise ValueError(f'{printable(path)} was changed after "{title}"; undoing it would lose that change')
         todo.append((path, old))
-    for path, old in todo:
-        if old is None:
-            path.unlink()
-        else:
-            write_bytes(path, old)
+    _each(lambda entry: entry[0].unlink() if entry[1] is None else write_bytes(*entry), todo)
     journal.unlink()
     if not any(journal.parent.iterdir()):
         journal.parent.rmdir()
@@ -200,6 +205,13 @@ def _read(journal: Path, root: Path) -> tuple[str, list[tuple[Path, bytes | None
         if path.suffix not in CAPTION_SUFFIXES or not path.resolve().is_relative_to(inside):
             raise ValueError(f"{printable(journal)} names {printable(path)}, which is no caption of this data set")
     return title, entries
+
+
+def _each(do: Callable[[_T], object], values: Sequence[_T]) -> None:
+    # a durable write waits for the disk, which can take several at once; after an error no other one begins
+    with ThreadPoolExecutor(_NUM_WRITERS) as pool:
+        for _ in pool.map(do, values):
+            pass
 
 
 def _bytes(path: Path) -> bytes | None:
