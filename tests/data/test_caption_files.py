@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import random
+import threading
 from pathlib import Path
 
 import pytest
@@ -62,13 +63,14 @@ def test_an_edit_that_was_cut_anywhere_can_be_undone(tmp_path, monkeypatch, cut_
     pictures = folder_of(tmp_path, 3)
     before = everything(tmp_path)
     changes = caption_files.plan(pictures, edit("prepend", "zwx", RULES))
-    num_written, write = 0, files.write_bytes
+    num_written, write, one_at_a_time = 0, files.write_bytes, threading.Lock()
 
     def failing(path, data):
         nonlocal num_written
-        if num_written == cut_after:
-            raise OSError(5, "cut here")
-        num_written += 1
+        with one_at_a_time:
+            if num_written == cut_after:
+                raise OSError(5, "cut here")
+            num_written += 1
         return write(path, data)
 
     monkeypatch.setattr(caption_files, "write_bytes", failing)
@@ -87,6 +89,14 @@ def test_the_plan_writes_nothing_and_what_it_writes_is_utf8(tmp_path):
     assert everything(tmp_path) == before and change.diff() == "a.txt: +zwx"
     caption_files.apply([change], tmp_path, "prepend")
     assert (tmp_path / "a.txt").read_bytes().decode("utf-8") == "zwx, hat, café\n"
+
+
+def test_the_parts_of_a_change_are_the_caption_before_and_after(tmp_path):
+    change = caption_files.CaptionChange(tmp_path / "a.txt", "dog, cat, day", "toy, dog, night, day", b"")
+    parts = change.parts()
+    assert [word for sign, word in parts if sign != "+"] == ["dog", "cat", "day"]
+    assert [word for sign, word in parts if sign != "-"] == ["toy", "dog", "night", "day"]
+    assert change.diff() == "a.txt: +toy, -cat, +night"
 
 
 def test_a_file_that_changed_meanwhile_is_never_overwritten(tmp_path):
