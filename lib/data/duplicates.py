@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +12,11 @@ import numpy as np
 from PIL import Image
 
 from .headers import FAULTS
+from .pictures import decode, on_white
+from .pool import in_order
 
 _SIDE = 32
+LEAST_PX = 4 * _SIDE  # of the shorter side, for a picture that is decoded smaller
 _BITS = 8
 NEAR = 6  # of 63 bits: what resizing and compressing change; two pictures of one scene differ in more
 _BANDS = NEAR + 1  # of two hashes that differ in NEAR bits, at least one of so many parts is equal
@@ -44,19 +46,19 @@ def perceptual_hash(image: Image.Image) -> int:
 
 
 def hashes(paths: Iterable[Path]) -> dict[Path, int]:
-    """The perceptual hash of each picture that can be read; those without structure are left out."""
+    """The perceptual hash of each picture that can be read, as it is seen: upright, in sRGB, transparency on white.
+
+    Pictures without structure are left out.
+    """
 
     def one(path: Path) -> int:
         try:
-            with Image.open(path) as image:
-                image.draft("L", (4 * _SIDE, 4 * _SIDE))  # a JPEG is decoded small
-                return perceptual_hash(image)
+            return perceptual_hash(on_white(*decode(path, math.inf, LEAST_PX))[0])
         except FAULTS:
             return 0  # the scan says what is wrong with it
 
     paths = list(paths)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return {path: value for path, value in zip(paths, pool.map(one, paths), strict=True) if value}
+    return {path: value for path, value in zip(paths, in_order(one, paths, ahead=3), strict=True) if value}
 
 
 def find(hash_of: Mapping[Path, int], content_of: Mapping[Path, str]) -> list[Duplicates]:

@@ -38,6 +38,7 @@ FAULTS = (
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
 _ORIENTATION_TAG = 0x0112
+_NO_PICTURE = "is not a picture"
 _Said = tuple[tuple[int, int], str, int, int]  # size as stored, mode, frames, EXIF orientation
 _FORMATS = {
     ".png": "PNG",
@@ -53,12 +54,16 @@ _FORMATS = {
 
 
 class PictureError(ValueError):
-    """A picture that cannot be used. `path` is the file, `reason` the rest of the sentence that begins with it."""
+    """A picture that cannot be used. `path` is the file, `reason` the rest of the sentence that begins with it.
 
-    def __init__(self, path: Path, reason: str) -> None:
+    `kind` is a reason that stands over all pictures of its sort.
+    """
+
+    def __init__(self, path: Path, reason: str, kind: str = "is truncated or damaged") -> None:
         super().__init__(f"{printable(path)} {reason}")
         self.path = path
         self.reason = reason
+        self.kind = kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,28 +148,29 @@ def named_faults(path: Path) -> Iterator[None]:
     except PictureError:
         raise
     except MemoryError as error:
-        raise PictureError(path, "does not fit into memory") from error
+        raise PictureError(path, "does not fit into memory", "is too large") from error
     except FAULTS as error:
         if isinstance(error, OSError) and error.strerror:
-            raise PictureError(path, f"cannot be opened: {error.strerror}") from error
+            raise PictureError(path, f"cannot be opened: {error.strerror}", "cannot be opened") from error
         raise PictureError(path, f"cannot be read, it may be damaged: {error or type(error).__name__}") from error
 
 
 def _format_of(path: Path, file: BinaryIO) -> str:
     start = file.read(32)
     if not start:
-        raise PictureError(path, "is empty (0 bytes)")
+        raise PictureError(path, "is empty (0 bytes)", "is empty")
     Image.init()
     for format in dict.fromkeys(_FORMATS.values()):
         accept = Image.OPEN[format][1] if format in Image.OPEN else None
         accepted = accept(start) if accept else False
         if isinstance(accepted, str):
-            raise PictureError(path, f"is {format}, which the installed Pillow cannot read")
+            raise PictureError(path, f"is {format}, which the installed Pillow cannot read", "cannot be read here")
         if accepted:
             return format
     if not start.strip(b"\0"):
-        raise PictureError(path, "is not a picture: it begins with zeros, as after an interrupted copy")
-    raise PictureError(path, f"is not a picture of a known kind ({', '.join(sorted(set(_FORMATS.values())))})")
+        raise PictureError(path, "is not a picture: it begins with zeros, as after an interrupted copy", _NO_PICTURE)
+    known = ", ".join(sorted(set(_FORMATS.values())))
+    raise PictureError(path, f"is not a picture of a known kind ({known})", _NO_PICTURE)
 
 
 def _png(file: BinaryIO, format: str) -> _Said:

@@ -23,6 +23,7 @@ _LISTS = (
     "not_features",
     "asymmetric",
     "kaomoji",
+    "negations",
 )
 
 
@@ -32,13 +33,15 @@ class TagRules:
 
     gaze: tuple[str, ...]
     blurred_background: tuple[str, ...]
-    several_people: tuple[str, ...]
+    several_people: tuple[str, ...]  # those with a comma are several tags that count together
     one_person: tuple[str, ...]
     character_features: tuple[str, ...]  # globs
     not_features: tuple[str, ...]
     asymmetric: tuple[str, ...]  # globs: what is on one side, or is wrong in a mirror
     kaomoji: tuple[str, ...]  # faces, whose underscores are no spaces
+    negations: tuple[str, ...]  # words that make of a tag its opposite: no shoes
     contradictions: tuple[tuple[str, ...], ...]  # of each, at most one tag can be true
+    contradictions_of_one: tuple[tuple[str, ...], ...]  # the same, where one person alone is shown
     implied: Mapping[str, tuple[str, ...]]  # tag -> tags that it says already
     joins: Mapping[str, tuple[str, ...]]  # verb -> what it may be joined with
 
@@ -46,6 +49,13 @@ class TagRules:
         """Whether a tag says what a character looks like, rather than what it does, wears or where it is."""
         name = plain(tag)
         return name not in self.not_features and any(fnmatch.fnmatchcase(name, p) for p in self.character_features)
+
+    def people(self, names: Iterable[str]) -> list[str]:
+        """Of plain tags those that say that a picture shows two or more people, in the order of the table."""
+        there = set(names)
+        groups = [entry.split(", ") for entry in self.several_people]
+        found = [tag for group in groups if there.issuperset(group) for tag in group]
+        return list(dict.fromkeys(found))
 
     def is_asymmetric(self, tag: str) -> bool:
         """Whether a tag says that a mirrored picture would show something else."""
@@ -74,10 +84,15 @@ def tag_rules(extension: Path | None = None) -> TagRules:
             table[name] = {**table[name], **value} if isinstance(value, dict) else [*table[name], *value]
     return TagRules(
         **{name: tuple(map(plain, table[name])) for name in _LISTS},
-        contradictions=tuple(tuple(map(plain, group)) for group in table["contradictions"]),
+        contradictions=_groups(table["contradictions"]),
+        contradictions_of_one=_groups(table["contradictions_of_one"]),
         implied={plain(tag): tuple(map(plain, tags)) for tag, tags in table["implied"].items()},
         joins={plain(verb): tuple(map(plain, tags)) for verb, tags in table["joins"].items()},
     )
+
+
+def _groups(lists: list[list[str]]) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(map(plain, group)) for group in lists)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -110,18 +125,30 @@ def subsumed(tags: Sequence[str], rules: TagRules) -> dict[str, str]:
 
 
 def contradictory(tags: Iterable[str], rules: TagRules) -> list[tuple[str, ...]]:
-    """Groups of tags of one picture of which at most one can be true."""
-    names = {plain(tag) for tag in tags}
+    """Groups of tags of one picture of which at most one can be true.
+
+    What holds for one person, such as the length of the hair, is not looked at where several are shown.
+    """
+    names = dict.fromkeys(map(plain, tags))
+    groups = rules.contradictions if rules.people(names) else (*rules.contradictions_of_one, *rules.contradictions)
     found = []
-    for group in rules.contradictions:
+    for group in groups:
         there = tuple(tag for tag in group if tag in names)
         # of two that the table orders, the stronger says the weaker: long hair and very long hair go together
         said = {weaker for tag in there for weaker in rules.implied.get(tag, ())}
         there = tuple(tag for tag in there if tag not in said)
         if len(there) > 1:
             found.append(there)
-    return found
+    denied = {name: bare for name in names if (bare := _denied(name, rules)) in names}
+    return found + [(bare, name) for name, bare in denied.items() if bare is not None]
+
+
+def _denied(name: str, rules: TagRules) -> str | None:
+    """What a tag says is not there."""
+    word, _, rest = name.partition(" ")
+    return rest if rest and word in rules.negations else None
 
 
 def _contradict(a: str, b: str, rules: TagRules) -> bool:
-    return any(a in group and b in group for group in rules.contradictions)
+    groups = (*rules.contradictions, *rules.contradictions_of_one)
+    return a == _denied(b, rules) or any(a in group and b in group for group in groups)

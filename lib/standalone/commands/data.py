@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ...config import ConceptConfig, DataConfig, from_dict
-from ...data import caption_files, duplicates
-from ...data.findings import caption_findings, duplicate_findings, tag_counts
-from ...data.scan import Problem, Scan, scan, verify
+from ...data import caption_files
+from ...data.findings import SEVERITIES, duplicate_findings, examine, summary, tag_counts
+from ...data.headers import printable
+from ...data.scan import Problem, scan
+from ...data.survey import survey
 from ...data.tag_edits import EDITS, TagFilter, edit, in_turn
 from ...data.tag_rules import tag_rules
 from ...data.tagger import Tagger, TaggingConfig, tag_pictures
-from ...files import sha256_of
 from ..pipeline import choose_device
 from ..progress import StopRequest, Terminal, counting
 from . import data_pictures
-
-MAX_SHOWN = 20  # findings of one kind
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,8 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     check = action("check", _check, "say what is wrong with a data set")
     check.add_argument("--tokenizer", type=Path, help="CLIP tokenizer folder: captions over 75 tokens are then named")
-    check.add_argument("--all", action="store_true", help="every finding, and notes too")
+    check.add_argument("--all", action="store_true", help="every finding in a line of its own, instead of one page")
+    check.add_argument("--flip", action="store_true", help="it is to be trained mirrored too, as with data.flip")
+    _add_from_names(check)
     tags = action("tags", _tags, "count the tags of a data set")
+    _add_from_names(tags)
     tags.add_argument("--least", type=int, default=1, metavar="N", help="only tags of at least so many captions")
     action("dedupe", _dedupe, "name the pictures that show the same; none is removed")
     kinds = "\n".join(f"{name}: {kind.help}" for name, kind in EDITS.items())
@@ -55,6 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data_pictures.add_prepare(
         action("prepare", data_pictures.prepare, "prepare pictures into a new folder; a second call goes on")
     )
+
+
+def _add_from_names(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--from-names", action="store_true", help="file names are captions where there is no other")
 
 
 def _add_tag(tag: argparse.ArgumentParser) -> None:
@@ -76,41 +83,52 @@ def run(args: argparse.Namespace) -> int:
     return args.run_action(args)
 
 
-def _scan(folder: Path) -> Scan:
-    return scan(DataConfig(concepts=(ConceptConfig(folder=str(folder)),)))
+def _data(folder: Path, from_names: bool = False, flip: bool = False) -> DataConfig:
+    return DataConfig(concepts=(ConceptConfig(folder=str(folder)),), caption_from_name=from_names, flip=flip)
 
 
 def _check(args: argparse.Namespace) -> int:
-    found = _scan(args.folder)
-    rules = tag_rules(args.rules)
-    num_tokens = _counter(args.tokenizer) if args.tokenizer else None
-    groups = _groups(found)
-    problems = [
-        *found.problems,
-        *verify(found.samples, DataConfig().max_megapixels),
-        *caption_findings(found.samples, rules, num_tokens),
-        *duplicate_findings(groups),
-    ]
-    problems = list({(str(p), p.severity): p for p in problems}.values())
-    counts = Counter(p.severity for p in problems)
-    for severity, title in (("error", "left out"), ("warning", "may not be as meant"), ("note", "to know")):
-        shown = [p for p in problems if p.severity == severity]
-        if not shown or (severity == "note" and not args.all):
-            continue
-        print(f"{title} ({len(shown)}):")
-        for problem in shown if args.all else shown[:MAX_SHOWN]:
-            print(f"  {problem}")
-        if len(shown) > MAX_SHOWN and not args.all:
-            print(f"  and {len(shown) - MAX_SHOWN} more; --all shows them")
-    num_left_out = len({p.path for p in problems if p.severity == "error"})
+    num_tokens = token_counter(args.tokenizer) if args.tokenizer else None
+    data = _data(args.folder, args.from_names, flip=args.flip)
+    terminal = Terminal()
+    stop = StopRequest(terminal)
+    with stop.listening():
+        found = examine(
+            data,
+            tag_rules(args.rules),
+            num_tokens,
+            on_progress=counting(terminal, "looked at"),
+            stopped=lambda: stop.requested,
+        )
+    root = Path(os.path.abspath(args.folder))
     print(
-        f"{len(found.samples)} pictures, {num_left_out} left out, {counts['warning']} warnings, {counts['note']} notes"
-        + ("" if num_tokens else "; tokens not counted (--tokenizer)")
+        "\n".join(_every(found.problems) if args.all else summary(found.problems, root)) or "nothing is wrong with it"
     )
+    counts = Counter(problem.severity for problem in found.problems)
+    print(
+        f"{len(found.samples)} pictures, {len(found.left_out)} left out, {counts['warning']} warnings, "
+        f"{counts['note']} notes"
+        + ("" if num_tokens else "; tokens not counted (--tokenizer)")
+        + ("; stopped before all were looked at" if found.stopped else "")
+    )
+    if found.stopped:
+        return 3
     return 1 if counts["error"] else 0
 
 
-def _counter(folder: Path) -> Callable[[str], int]:
+def _every(problems: Sequence[Problem]) -> Iterator[str]:
+    for severity, title in SEVERITIES.items():
+        shown = [problem for problem in problems if problem.severity == severity]
+        if shown:
+            yield f"{title} ({len(shown)}):"
+        for problem in shown:
+            yield f"  {problem}"
+            # the sentence about a folder names the first of its files
+            yield from (f"    {printable(path)}" for path in problem.files if problem.path not in problem.files)
+
+
+def token_counter(folder: Path) -> Callable[[str], int]:
+    """Counts the tokens of a caption with the CLIP tokenizer in a folder. Errors: `ValueError` where there is none."""
     from transformers import CLIPTokenizer
 
     if not (folder / "vocab.json").is_file():
@@ -119,20 +137,18 @@ def _counter(folder: Path) -> Callable[[str], int]:
     return lambda caption: len(tokenizer(caption, add_special_tokens=False, truncation=False, verbose=False).input_ids)
 
 
-def _groups(found: Scan) -> list[duplicates.Duplicates]:
-    paths = [sample.path for sample in found.samples]
-    return duplicates.find(duplicates.hashes(paths), {path: sha256_of(path) for path in paths})
-
-
 def _tags(args: argparse.Namespace) -> int:
-    for count in tag_counts(sample.caption for sample in _scan(args.folder).samples):
+    samples = scan(_data(args.folder, args.from_names)).samples
+    for count in tag_counts(sample.caption for sample in samples):
         if count.num_captions >= args.least:
             print(f"{count.num_captions:6d}  {count.tag}")
     return 0
 
 
 def _dedupe(args: argparse.Namespace) -> int:
-    problems: list[Problem] = duplicate_findings(_groups(_scan(args.folder)))
+    data = _data(args.folder)
+    seen = survey(scan(data).samples, data.max_megapixels)
+    problems = duplicate_findings(seen.duplicates)
     for problem in problems:
         print(problem)
     print(f"{len(problems)} groups of pictures that show the same")
@@ -144,7 +160,7 @@ def _edit(args: argparse.Namespace) -> int:
     parts = [text.partition("=") for text in args.edits]
     edits = [edit(name.strip(), words, rules) for name, _, words in parts]
     chosen = TagFilter(all=_words(args.all), any=_words(args.any), none=_words(args.none))
-    pictures = [sample.path for sample in _scan(args.folder).samples]
+    pictures = [sample.path for sample in scan(_data(args.folder)).samples]
     changes = caption_files.plan(pictures, in_turn(edits), chosen.matches)
     for change in changes:
         print(change.diff())
@@ -182,7 +198,7 @@ def _tag(args: argparse.Namespace) -> int:
     if args.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
     tagger = Tagger(args.model, str(choose_device(args.device)))
-    pictures = [sample.path for sample in _scan(args.folder).samples]
+    pictures = [sample.path for sample in scan(_data(args.folder)).samples]
     terminal = Terminal()
     stop = StopRequest(terminal)
     with stop.listening():
