@@ -6,7 +6,7 @@
     paths.py      which folders may be named      data.py       data set nodes
     graph.py      the graph that is being queued  options.py    captions, schedule, optimizer, objective, network
     live.py       runs that go on: events, control  settings.py   the train node's widgets and what they come to
-    routes.py     HTTP, with curve.py             session.py    one execution of the train node, train.py the node
+    routes.py     HTTP: curve.py, gallery.py      session.py    one execution of the train node, train.py the node
     keeping.py    what is kept of runs            results.py    Run, Loss Report; lora.py: Save LoRA, Load LoRA
     checkpoints.py, strip.py, painting.py         checkpoint strips
 
@@ -66,4 +66,8 @@ Routes. Answers are JSON; an error is {"error": "one sentence"} with status 400,
                                      {points: [[step, rate], ...] (at most 400, corners kept), highest, cycle_ends,
                                      num_steps, notes, text_encoder (the same of its own schedule, where it has one)}
                                      or {error: {message, column (from 1, or null), setting}}, both with status 200
+    POST /atelier/gallery/{what}     what: page | tags | edits | plan | apply | caption | undo; nodes/gallery.py says
+                                     what each takes and answers. The folder is named as in Dataset from a folder,
+                                     pictures by their path in it
+    GET  /atelier/gallery/thumbnail  ?folder= name= side* -> a JPEG; a page of another server gets none
 """

@@ -1,4 +1,5 @@
-"""HTTP routes: the list of runs, what a page may ask of one, the curve of a schedule. The package says the answers.
+"""HTTP routes: the list of runs, what a page may ask of one, the curve of a schedule, the gallery of a data set. The
+package says the answers.
 
 Whatever changes something is a POST with a JSON body from the server's own page.
 """
@@ -11,7 +12,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from . import curve, paths
+from ..lib.data.thumbnails import MIME
+from . import curve, gallery, paths
 from .live import RUNS, WHAT
 
 MAX_BODY_BYTES = 100_000
@@ -40,10 +42,11 @@ def add_routes(routes: Any) -> None:
     def answering(handler: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
         async def answered(request: Any) -> Any:
             try:
-                return web.json_response(await handler(request))
+                answer = await handler(request)
+                return answer if isinstance(answer, web.StreamResponse) else web.json_response(answer)
             except Refused as refusal:
                 return web.json_response({"error": str(refusal)}, status=refusal.status)
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 return web.json_response({"error": str(error)}, status=400)
 
         return answered
@@ -68,6 +71,22 @@ def add_routes(routes: Any) -> None:
         # a schedule may be long; the loop of the server has other things to do meanwhile
         return await asyncio.get_running_loop().run_in_executor(None, curve.answer, asked)
 
+    async def of_gallery(request: Any) -> Any:
+        asked, what = await _posted(request), request.match_info["what"]
+        if what not in gallery.ANSWERS:
+            raise Refused(404, f"a gallery can be asked for {', '.join(gallery.ANSWERS)}; got {what[:40]!r}")
+        return await asyncio.get_running_loop().run_in_executor(None, gallery.ANSWERS[what], asked)
+
+    async def thumbnail(request: Any) -> Any:
+        if not same_origin(request.headers, request.host):
+            raise Refused(403, "only the server's own page may ask this")
+        made = await asyncio.get_running_loop().run_in_executor(None, gallery.thumbnail, request.query)
+        # the page puts the version of the file into the address
+        headers = {"Cache-Control": "private, max-age=86400", "X-Content-Type-Options": "nosniff"}
+        return web.Response(body=made, content_type=MIME, headers=headers)
+
+    routes.get("/atelier/gallery/thumbnail")(answering(thumbnail))
+    routes.post("/atelier/gallery/{what}")(answering(of_gallery))
     routes.get("/atelier/runs")(answering(runs))
     routes.get("/atelier/runs/{run}")(answering(one_run))
     routes.post("/atelier/runs/{run}/{what}")(answering(ask))

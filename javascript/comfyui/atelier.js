@@ -1,6 +1,7 @@
 // The pack in ComfyUI's page: which node gets which panel, and what the events of the server do to them.
 
 import * as comfy from "./comfy.js";
+import { Gallery } from "./gallery.js";
 import { ENDED, Runs, allowed } from "./runs.js";
 import { SchedulePanel } from "./schedule_panel.js";
 import { setLanguage, t } from "./text.js";
@@ -8,6 +9,8 @@ import { TrainPanel } from "./train_panel.js";
 
 const TRAIN = "AtelierTrain";
 const SCHEDULE = "AtelierSchedule";
+const FOLDER = "AtelierDatasetFolder";
+const GALLERY_TAB = "atelier-data-set";
 const SCHEDULE_WIDGETS = ["schedule", "text_encoder", "factor", "stop_at_end", "steps"];
 
 const STEPS_DRAWN = 1000; // where their number comes by a link
@@ -15,6 +18,7 @@ const STEPS_DRAWN = 1000; // where their number comes by a link
 const runs = new Runs();
 const trainPanels = new WeakMap(); // node -> its panel
 const schedulePanels = new WeakMap();
+let gallery = null;
 
 function showRun(run) {
   for (const [id, node] of comfy.nodesOf(TRAIN)) {
@@ -111,6 +115,32 @@ function addSchedulePanel(node) {
   panel.changed();
 }
 
+const folderOf = (node) => (comfy.isLinked(node, "folder") ? "" : String(comfy.widgetOf(node, "folder")?.value ?? "").trim());
+
+function addGallery() {
+  gallery = new Gallery({
+    request: (what, values) => comfy.post(`/atelier/gallery/${what}`, values),
+    thumbnailUrl: (values) => comfy.url("/atelier/gallery/thumbnail", values),
+    folders: () => [...new Set(comfy.nodesOf(FOLDER).map(([, node]) => folderOf(node)).filter(Boolean))],
+    tell: comfy.toast,
+    language: comfy.language,
+  });
+  comfy.addSidebarTab({
+    id: GALLERY_TAB,
+    icon: "pi pi-images",
+    title: t("gallery.title"),
+    tooltip: t("gallery.tooltip"),
+    element: gallery.element,
+  });
+}
+
+function openGallery(node) {
+  const folder = node ? folderOf(node) : "";
+  comfy.openSidebarTab(GALLERY_TAB);
+  if (folder) gallery.open(folder);
+  else if (node) comfy.toast("info", t("gallery.no_folder"), t("gallery.no_folder_help"));
+}
+
 /** A command for what a button does, on the selected Train node or the only one that there is. */
 function command(id, what) {
   return {
@@ -130,6 +160,7 @@ const tables = await comfy.translations();
 setLanguage(comfy.language(), tables);
 
 comfy.addStyles("atelier.css");
+comfy.addStyles("gallery.css");
 comfy.register({
   name: "atelier",
   settings: [
@@ -148,13 +179,20 @@ comfy.register({
     command("Sample", "sample"),
     command("Pause", "pause"),
     command("GoOn", "go_on"),
+    {
+      id: "Atelier.DataSet",
+      label: t("commands.Atelier_DataSet.label"),
+      function: () => openGallery(comfy.selectedNode(FOLDER)?.[1]),
+    },
   ],
   setup() {
+    addGallery();
     listen();
     lookForRuns();
   },
   nodeCreated(node) {
     if (node.comfyClass?.startsWith("Atelier")) comfy.foldAdvanced(node, (isShown) => t(isShown ? "advanced.hide" : "advanced.show"));
+    if (node.comfyClass === FOLDER) comfy.addButton(node, "atelier_gallery", t("gallery.button"), () => openGallery(node));
     if (node.comfyClass === TRAIN) addTrainPanel(node);
     if (node.comfyClass === SCHEDULE) addSchedulePanel(node);
   },

@@ -50,6 +50,32 @@ function isCanvasRenderer() {
   return !globalThis.LiteGraph?.vueNodesMode;
 }
 
+/** Put a button below the widgets of a node; nothing of it is saved or sent. */
+export function addButton(node, name, label, onClick) {
+  const button = node.addWidget("button", name, null, onClick);
+  button.label = label;
+  button.serialize = button.options.serialize = false;
+}
+
+/** A tab beside the canvas that holds an element. */
+export function addSidebarTab({ id, icon, title, tooltip, element }) {
+  app.extensionManager.registerSidebarTab({
+    id,
+    icon,
+    title,
+    tooltip,
+    type: "custom",
+    render: (container) => {
+      container.style.height = "100%";
+      container.replaceChildren(element);
+    },
+  });
+}
+
+export function openSidebarTab(id) {
+  app.extensionManager.sidebarTab.activeSidebarTabId = id;
+}
+
 /** Hide the line of text that ComfyUI adds to a node in progress, where a panel of ours says the same. */
 export function hideProgressText(node) {
   const widget = node.widgets?.find(({ name }) => name === "$$node-text-preview");
@@ -103,8 +129,11 @@ export const post = (path, body = {}) =>
 
 /** Where the page finds an image of the server's. */
 export function imageUrl({ filename, subfolder = "", type = "output" }) {
-  return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
+  return url("/view", { filename, subfolder, type });
 }
+
+/** A request that the browser makes by itself, as for a picture. */
+export const url = (path, values) => api.apiURL(`${path}?${new URLSearchParams(values)}`);
 
 /** severity: "success", "info", "warn" or "error". */
 export function toast(severity, summary, detail = "") {

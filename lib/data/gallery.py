@@ -20,7 +20,7 @@ from .caption_files import CaptionChange
 from .captions import one_line
 from .findings import TagCount, tag_counts
 from .gallery_filter import EVERYTHING, GalleryFilter, gallery_filter
-from .gallery_items import Entry, Item
+from .gallery_items import Entry, FileState, Item, state_of
 from .headers import printable
 from .scan import Problem, folder_at, pictures_below
 from .tag_edits import edit, in_turn
@@ -82,6 +82,7 @@ class Gallery:
         self._entries: dict[str, Entry] = {}
         self._found: tuple[GalleryFilter | None, list[Entry]] = (None, [])
         self._counts: tuple[GalleryFilter | None, list[TagCount]] = (None, [])
+        self._newest: tuple[tuple[Path, FileState] | None, str] = (None, "")
         self._read_at = float("-inf")
         self._lock = threading.RLock()
         self.refresh()
@@ -202,10 +203,15 @@ class Gallery:
 
     def newest_edit(self) -> str:
         """What the edit that `undo` takes back was called, "" where there is none."""
-        try:
-            return caption_files.newest_title(self.folder)
-        except ValueError as error:
-            return str(error)
+        with self._lock:
+            found = caption_files.journals(self.folder)
+            newest = (found[-1], state_of(found[-1])) if found else None
+            if newest != self._newest[0]:
+                try:
+                    self._newest = newest, caption_files.newest_title(self.folder)
+                except ValueError as error:
+                    self._newest = newest, str(error)
+            return self._newest[1]
 
     def undo(self) -> tuple[str, int]:
         """Take back the newest edit, byte for byte: its title, and how many files. Errors: as `caption_files.undo`."""

@@ -15,8 +15,8 @@ from .scan import Problem
 from .tag_rules import TagRules
 
 MAX_MEGAPIXELS = 200.0
-_Stat = tuple[int, int, int]  # mtime in ns, bytes, inode: what is written anew has another
-_NO_STAT = (0, 0, 0)
+FileState = tuple[int, int, int]  # mtime in ns, bytes, inode: what is written anew has another
+_NO_FILE = (0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Entry:
     path: Path
     is_inside: bool  # its caption file; not where a link leads elsewhere
     caption: str = ""
-    _stat: _Stat = _NO_STAT
-    _caption_stat: tuple[str, _Stat] | None = None  # name and state of the caption file
+    _stat: FileState = _NO_FILE
+    _caption_stat: tuple[str, FileState] | None = None  # name and state of the caption file
     _caption_problem: Problem | None = None
     _item: Item | None = None
 
@@ -62,10 +62,10 @@ class Entry:
 
     def read(self) -> bool:
         """Read what changed by time, size or inode; whether anything did."""
-        stat, caption_stat = _state(self.path), ("", _NO_STAT)
+        stat, caption_stat = state_of(self.path), ("", _NO_FILE)
         for suffix in CAPTION_SUFFIXES:
             path = self.path.with_suffix(suffix)
-            if (found := _state(path)) != _NO_STAT:
+            if (found := state_of(path)) != _NO_FILE:
                 caption_stat = path.name, found
                 break
         if (stat, caption_stat) == (self._stat, self._caption_stat):
@@ -113,9 +113,10 @@ class Entry:
         return self._item
 
 
-def _state(path: Path) -> _Stat:
+def state_of(path: Path) -> FileState:
+    """What changes with a file; the same for all that are not there."""
     try:
         stat = os.stat(path)
     except OSError:
-        return _NO_STAT  # reading it says why, where it is there
+        return _NO_FILE  # reading it says why, where it is there
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
