@@ -38,6 +38,21 @@ window.atelier = window.atelier || {};
         return append(element, children);
     };
 
+    // Text of others: the host translates every text node that is one of its words, and a tag may be one. In two parts it is none.
+    atelier.raw = function(text) {
+        const first = text.codePointAt(0) > 0xffff ? 2 : 1;
+        return text.length > first ? [text.slice(0, first), text.slice(first)] : text;
+    };
+
+    // Tag completion, where that extension is there. It looks once, at the start, for text areas such as ".prompt > label > textarea"
+    // and knows other pages by a list of its own; what comes later has to be handed to its function, once its settings are read.
+    atelier.completed = function(input) {
+        input.addEventListener("focus", () => {
+            if (typeof addAutocompleteToArea === "function" && typeof TAC_CFG !== "undefined" && TAC_CFG) addAutocompleteToArea(input);
+        });
+        return input;
+    };
+
     atelier.button = (label, onclick, kind, attributes) => atelier.el("button", {
         type: "button", class: "atelier-button" + (kind ? " atelier-" + kind : ""), onclick, ...attributes
     }, atelier.t(label));
@@ -90,6 +105,8 @@ window.atelier = window.atelier || {};
         method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(values || {})
     })).json();
     atelier.text = async(name, values) => (await ask(name + query(values), {method: "GET"})).text();
+
+    atelier.blob = async(name, values) => (await ask(name + query(values), {method: "GET"})).blob();
 
     // Pictures need our key too, which an address cannot carry: they are fetched when they come into view.
     const pictures = new Map();

@@ -129,8 +129,10 @@ window.atelier = window.atelier || {};
         const train = el("div", {class: "atelier-columns"},
             el("div", {}, model, presets.element, form.element, el("div", {class: "atelier-start"}, message.element, start)),
             live.element);
-        const pages = {Train: train, Runs: runs.element, Strip: strip.element};
-        const tabs = Object.keys(pages).map(name => el("button", {type: "button", role: "tab", id: "atelier_tab_" + name.toLowerCase(), onclick: () => go(name)}, t(name === "Strip" ? "Strips" : name)));
+        const dataSet = atelier.dataSet({get: path => form.values()[path]});
+        const pages = {Data: dataSet.element, Train: train, Runs: runs.element, Strip: strip.element};
+        const titles = {Data: "Data set", Train: "Train", Runs: "Runs", Strip: "Strips"};
+        const tabs = Object.keys(pages).map(name => el("button", {type: "button", role: "tab", id: "atelier_tab_" + name.toLowerCase(), onclick: () => go(name)}, t(titles[name])));
 
         function go(name) {
             Object.entries(pages).forEach(([page, element], i) => {
@@ -138,6 +140,7 @@ window.atelier = window.atelier || {};
                 tabs[i].setAttribute("aria-selected", page === name ? "true" : "false");
             });
             atelier.keep("page", name);
+            if (name === "Data") dataSet.open();
             if (name === "Runs") runs.refresh();
             if (name === "Strip") runs.refresh().then(() => atelier.get("status")).then(status => strip.refresh(runs.all(), status.strips));
         }

@@ -6,7 +6,6 @@ something about is answered as {"error": sentence}.
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import secrets
@@ -14,16 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ...lib.config import RunConfig
 from ...lib.report import write_report
-from . import catalogue, page_values, publish, runs, saved_presets, strip
+from . import catalogue, data_set, data_work, page_values, publish, runs, saved_presets, strip
 from .access import RefusedError, check_access, check_change
 from .curves import curve
+from .fields import Picture, jpeg, number, png, text, whole
 from .folders import is_local, settings_file
 from .model import loaded_now, memory_mb
 
@@ -80,24 +79,24 @@ def _start(values: dict[str, Any]) -> Any:
 
 
 def _resume(values: dict[str, Any]) -> Any:
-    return _of_run(runs.resume(catalogue.folder_of(_text(values, "run"))))
+    return _of_run(runs.resume(catalogue.folder_of(text(values, "run"))))
 
 
 def _branch(values: dict[str, Any]) -> Any:
-    folder, step = catalogue.folder_of(_text(values, "run")), values.get("step")
+    folder, step = catalogue.folder_of(text(values, "run")), values.get("step")
     config = page_values.config_of_run(folder)
-    factor = _number(values, "factor", 1.0)
+    factor = number(values, "factor", 1.0)
     changes: dict[str, Any] = {"rate": {"factor": config.rate.factor * factor}}
     if values.get("steps"):
-        changes["loop"] = {"steps": _whole(values, "steps"), "epochs": None}
+        changes["loop"] = {"steps": whole(values, "steps"), "epochs": None}
     if values.get("name"):
-        changes["name"] = _text(values, "name")
-    return _of_run(runs.fork(folder, None if step is None else _whole(values, "step"), changes))
+        changes["name"] = text(values, "name")
+    return _of_run(runs.fork(folder, None if step is None else whole(values, "step"), changes))
 
 
 def _asked(what: str) -> Handler:
     def ask(values: dict[str, Any]) -> Any:
-        run = runs.find(_text(values, "id")) if values.get("id") else runs.live_run()
+        run = runs.find(text(values, "id")) if values.get("id") else runs.live_run()
         if run is None:
             raise ValueError("there is no such run in this program; resume it from the list of runs")
         if not run.is_live:
@@ -109,7 +108,7 @@ def _asked(what: str) -> Handler:
 
 
 def _report(values: dict[str, Any]) -> Any:
-    path = catalogue.folder_of(_text(values, "run")) / "report.html"
+    path = catalogue.folder_of(text(values, "run")) / "report.html"
     if not path.is_file():
         raise ValueError("this run has no report yet; POST to the same address writes it")
     headers = {**_HEADERS, "Content-Security-Policy": _POLICY, "Cache-Control": "no-store"}
@@ -117,27 +116,27 @@ def _report(values: dict[str, Any]) -> Any:
 
 
 def _write_report(values: dict[str, Any]) -> Any:
-    return {"file": str(write_report(catalogue.folder_of(_text(values, "run"))))}
+    return {"file": str(write_report(catalogue.folder_of(text(values, "run"))))}
 
 
 def _publish(values: dict[str, Any]) -> Any:
-    folder, step = catalogue.folder_of(_text(values, "run")), values.get("step")
-    published = publish.publish(folder, None if step is None else _whole(values, "step"), str(values.get("name") or ""))
+    folder, step = catalogue.folder_of(text(values, "run")), values.get("step")
+    published = publish.publish(folder, None if step is None else whole(values, "step"), str(values.get("name") or ""))
     publish.refresh_menu()
     return {"file": published.path.name, "prompt": published.prompt, "trigger": published.trigger}
 
 
 def _schedule(values: dict[str, Any]) -> Any:
-    steps, per_epoch = _whole(values, "steps"), values.get("steps_per_epoch")
+    steps, per_epoch = whole(values, "steps"), values.get("steps_per_epoch")
     if steps < 1:
         raise ValueError("loop.steps must be at least 1 before the curve can be drawn")
     return curve(
-        _text(values, "schedule"),
+        text(values, "schedule"),
         steps,
         int(per_epoch) if per_epoch else None,
         bool(values.get("stop_at_end")),
         max(0, int(values.get("save_every") or 0)),
-        _number(values, "factor", 1.0),
+        number(values, "factor", 1.0),
     )
 
 
@@ -148,7 +147,7 @@ def _presets(values: dict[str, Any]) -> Any:
 
 def _preset(values: dict[str, Any]) -> Any:
     """What a preset would change, and the values with it."""
-    name, kind = _text(values, "name"), _text(values, "kind")
+    name, kind = text(values, "name"), text(values, "kind")
     config = page_values.loose_config(values)
     return {
         "changes": saved_presets.what_changes(name, kind, config),
@@ -157,11 +156,11 @@ def _preset(values: dict[str, Any]) -> Any:
 
 
 def _save_preset(values: dict[str, Any]) -> Any:
-    return {"name": saved_presets.save(_text(values, "name"), page_values.loose_config(values))}
+    return {"name": saved_presets.save(text(values, "name"), page_values.loose_config(values))}
 
 
 def _remove_preset(values: dict[str, Any]) -> Any:
-    saved_presets.remove(_text(values, "name"))
+    saved_presets.remove(text(values, "name"))
     return {}
 
 
@@ -172,16 +171,16 @@ def _runs(values: dict[str, Any]) -> Any:
 
 def _run_values(values: dict[str, Any]) -> Any:
     """The settings of a run, for the form."""
-    return {"values": page_values.flat(page_values.config_of_run(catalogue.folder_of(_text(values, "run"))))}
+    return {"values": page_values.flat(page_values.config_of_run(catalogue.folder_of(text(values, "run"))))}
 
 
 def _picture(values: dict[str, Any]) -> Any:
-    path = catalogue.picture_file(_text(values, "run"), _text(values, "name"))
-    return _image(path) if not values.get("small") else _jpeg(catalogue.thumbnail(path))
+    path = catalogue.picture_file(text(values, "run"), text(values, "name"))
+    return png(path) if not values.get("small") else jpeg(catalogue.thumbnail(path))
 
 
 def _trained(values: dict[str, Any]) -> Any:
-    return _jpeg(catalogue.thumbnail(catalogue.trained_picture(_text(values, "run"), _text(values, "image"))))
+    return jpeg(catalogue.thumbnail(catalogue.trained_picture(text(values, "run"), text(values, "image"))))
 
 
 def _make_strip(values: dict[str, Any]) -> Any:
@@ -189,32 +188,34 @@ def _make_strip(values: dict[str, Any]) -> Any:
 
 
 def _stop_strip(values: dict[str, Any]) -> Any:
-    found = strip.find(_text(values, "id"))
+    found = strip.find(text(values, "id"))
     found.control.stop()
     return found.status()
 
 
 def _strip_picture(values: dict[str, Any]) -> Any:
-    found = strip.find(_text(values, "id"))
-    return _image(
-        found.page_file(_text(values, "page")) if values.get("page") else found.cell_file(_text(values, "cell"))
-    )
+    found = strip.find(text(values, "id"))
+    return png(found.page_file(text(values, "page")) if values.get("page") else found.cell_file(text(values, "cell")))
 
 
 GET: dict[str, Handler] = {
     "status": _status,
     "form": _form,
     "runs": _runs,
-    "run": lambda values: catalogue.details(_text(values, "run")),
+    "run": lambda values: catalogue.details(text(values, "run")),
     "run_values": _run_values,
-    "chart": lambda values: catalogue.chart(catalogue.folder_of(_text(values, "run"))),
-    "previews": lambda values: {"previews": catalogue.previews(catalogue.folder_of(_text(values, "run")))},
+    "chart": lambda values: catalogue.chart(catalogue.folder_of(text(values, "run"))),
+    "previews": lambda values: {"previews": catalogue.previews(catalogue.folder_of(text(values, "run")))},
     "picture": _picture,
     "trained": _trained,
     "report": _report,
     "presets": _presets,
-    "strip": lambda values: strip.find(_text(values, "id")).status(),
+    "strip": lambda values: strip.find(text(values, "id")).status(),
     "strip_picture": _strip_picture,
+    "data_words": data_set.words,
+    "data_thumbnail": data_set.thumbnail,
+    "data_cut": data_set.cut,
+    "data_job": data_work.status,
 }
 POST: dict[str, Handler] = {
     "start": _start,
@@ -234,6 +235,17 @@ POST: dict[str, Handler] = {
     "report": _write_report,
     "strip": _make_strip,
     "stop_strip": _stop_strip,
+    "data_open": data_set.open_folder,
+    "data_page": data_set.page,
+    "data_plan": data_set.plan,
+    "data_apply": data_set.apply,
+    "data_save": data_set.save,
+    "data_undo": data_set.undo,
+    "data_buckets": data_set.buckets,
+    "data_check": data_work.check,
+    "data_prepare": data_work.prepare,
+    "data_caption": data_work.caption,
+    "data_stop": data_work.stop,
 }
 
 
@@ -255,15 +267,17 @@ def _endpoint(app: Any, handler: Handler, changes: bool) -> Callable[[Request], 
             return _json({"error": str(error)}, error.status, headers)
         except (ValueError, OSError) as error:
             return _json({"error": str(error)}, 422)
+        if isinstance(answer, Picture):
+            return Response(answer.data, media_type=answer.mime, headers=_HEADERS)
         return answer if isinstance(answer, Response) else _json(answer)
 
     return endpoint
 
 
 def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    text = json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
+    written = json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
     # a file's name may hold what is no text
-    data = text.encode("utf-8", "backslashreplace")
+    data = written.encode("utf-8", "backslashreplace")
     headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **(headers or {})}
     return Response(data, status, headers, media_type="application/json")
 
@@ -289,34 +303,3 @@ def _table(body: bytes) -> dict[str, Any]:
 
 def _no_number(name: str) -> float:
     raise ValueError(f"{name} is no number")
-
-
-def _image(path: Path) -> Response:
-    return Response(path.read_bytes(), media_type="image/png", headers=_HEADERS)
-
-
-def _jpeg(image: Image.Image) -> Response:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return Response(buffer.getvalue(), media_type="image/jpeg", headers=_HEADERS)
-
-
-def _text(values: dict[str, Any], name: str) -> str:
-    value = values.get(name)
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{name} must be a text, got {json.dumps(value)}")
-    return value
-
-
-def _whole(values: dict[str, Any], name: str) -> int:
-    value = values.get(name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
-        raise ValueError(f"{name} must be a whole number, got {json.dumps(value)}")
-    return int(value)
-
-
-def _number(values: dict[str, Any], name: str, default: float) -> float:
-    value = values.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a number, got {json.dumps(value)}")
-    return float(value)

@@ -46,23 +46,15 @@ def resolve(text: str, roots: Sequence[Path], any_absolute: bool, settings_file:
     `what` is the setting's name. Errors: `ValueError`: empty, not there, a file, or outside the roots while
     `any_absolute` is false; then it says the line to put into `settings_file`.
     """
+    given = _named(text, any_absolute, what, "name a folder of pictures")
     text = unquoted(text)
-    if not text:
-        raise ValueError(f"{what} is empty; name a folder of pictures")
-    if "\0" in text or len(text) > 4096:
-        raise ValueError(f"{what} is not the name of a folder: {text[:40]!r}")
-    given = Path(os.path.expanduser(text)) if any_absolute else Path(text)
     candidates = [given] if given.is_absolute() else [root / given for root in roots]
     for candidate in candidates:
         try:
             real = candidate.resolve()
             if not (any_absolute or is_below(real, roots)):
                 # said of what is not there too: whether something is there is nobody's business from outside
-                line = json.dumps({"roots": [str(real)]}, ensure_ascii=False)
-                raise ValueError(
-                    f'{what}: "{text}" may not be used, because this WebUI can be reached from other machines; to '
-                    f"allow it, write this line into {settings_file} on the machine it runs on: {line}"
-                )
+                raise ValueError(_refusal(text, real, settings_file, what))
             if real.is_dir():
                 return real
             if real.exists():
@@ -71,6 +63,40 @@ def resolve(text: str, roots: Sequence[Path], any_absolute: bool, settings_file:
             raise ValueError(f'{what}: "{text}" cannot be opened: {getattr(error, "strerror", error)}') from None
     where = "" if given.is_absolute() else f" in {', '.join(map(str, roots))}"
     raise ValueError(f'{what}: there is no folder "{text}"{where}')
+
+
+def resolve_new(text: str, roots: Sequence[Path], any_absolute: bool, settings_file: Path, what: str) -> Path:
+    """The folder that `text` names, there or not: absolute, or relative to the first root.
+
+    Errors: `ValueError` as `resolve`, except that it may be missing.
+    """
+    given = _named(text, any_absolute, what, "name a new folder")
+    try:
+        real = (given if given.is_absolute() else roots[0] / given).resolve()
+        if not (any_absolute or is_below(real, roots)):
+            raise ValueError(_refusal(text, real, settings_file, what))
+        if real.exists() and not real.is_dir():
+            raise ValueError(f'{what}: "{unquoted(text)}" is a file; name a new folder')
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f'{what}: "{unquoted(text)}" cannot be opened: {getattr(error, "strerror", error)}') from None
+    return real
+
+
+def _named(text: str, any_absolute: bool, what: str, action: str) -> Path:
+    text = unquoted(text)
+    if not text:
+        raise ValueError(f"{what} is empty; {action}")
+    if "\0" in text or len(text) > 4096:
+        raise ValueError(f"{what} is not the name of a folder: {text[:40]!r}")
+    return Path(os.path.expanduser(text)) if any_absolute else Path(text)
+
+
+def _refusal(text: str, real: Path, settings_file: Path, what: str) -> str:
+    line = json.dumps({"roots": [str(real)]}, ensure_ascii=False)
+    return (
+        f'{what}: "{unquoted(text)}" may not be used, because this WebUI can be reached from other machines; to '
+        f"allow it, write this line into {settings_file} on the machine it runs on: {line}"
+    )
 
 
 def is_below(path: Path, roots: Sequence[Path]) -> bool:
@@ -144,3 +170,11 @@ def picture_folder(text: str, what: str) -> Path:
     """The folder that a setting names. Errors: as `resolve`."""
     roots = [data_folder(), *roots_in(settings_file())]
     return resolve(text, roots, is_local(), settings_file(), what)
+
+
+def new_folder(text: str, what: str) -> Path:
+    """The folder that a setting names and that may not be there yet; relative names lie in our own data folder.
+
+    Errors: `ValueError` as `resolve_new`.
+    """
+    return resolve_new(text, [data_folder(), *roots_in(settings_file())], is_local(), settings_file(), what)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from .loaded import loaded_checkpoint
+from .text import WebuiText
 
 _KEPT: dict[str, Any] = {}
 
@@ -37,6 +39,12 @@ def loaded_now() -> dict[str, Any] | None:
         # not the model itself: what is unloaded has to leave memory
         _KEPT.update(model=weakref.ref(model), name=info.name_for_extra, described=described)
     return _KEPT["described"]
+
+
+def token_counter() -> Callable[[str], int] | None:
+    """Counts the tokens of a caption as the loaded checkpoint's first text encoder does; None where none is loaded."""
+    model = loaded_now()
+    return None if model is None or model["refusal"] else WebuiText(loaded_checkpoint(), 1).num_tokens
 
 
 def memory_mb() -> float | None:

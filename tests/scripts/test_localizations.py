@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 from sd_atelier.lib.config import RunConfig
+from sd_atelier.lib.data.image_steps import STEPS
+from sd_atelier.lib.data.tag_edits import EDITS
+from sd_atelier.lib.data.tagger import TaggingConfig
 from sd_atelier.lib.forms import form
 
 ROOT = Path(__file__).parents[2]
@@ -13,12 +16,20 @@ LANGUAGES = ("ja_JP", "zh_CN")
 STRING = r'"((?:[^"\\]|\\.)+)"'
 NOT_HERE = ("loop.base_storage", "loop.cpu_blocks")
 # the same in every language
-SAME = {"Alpha", "Beta1", "Beta2", "Eps", "Huber delta", "T5"}
+SAME = {"Ctrl+Enter", "Alpha", "Beta1", "Beta2", "Eps", "Huber delta", "T5"}
 
 
 def of_the_settings():
     widgets = [w for group in form(RunConfig) for w in group.widgets if w.path not in NOT_HERE]
     return {text for widget in widgets for text in (widget.label, widget.help)}
+
+
+def of_the_data_set():
+    """What the page of a data set builds from declarations: edits, steps and their settings."""
+    widgets = [w for kind in (*STEPS.values(), TaggingConfig) for group in form(kind) for w in group.widgets]
+    edits = {text for kind in EDITS.values() for text in (kind.help, kind.needs) if text}
+    steps = {" ".join(kind.__doc__.split("\n\n")[0].split()) for kind in STEPS.values()}
+    return {text for widget in widgets for text in (widget.label, widget.help)} | edits | steps
 
 
 def of_the_scripts():
@@ -34,7 +45,7 @@ def of_the_scripts():
         ]
         calls += [rf"\badd: {STRING}", rf"trains \? {STRING}"]
         found |= {match[1] for call in calls for match in re.finditer(call, source)}
-        for table in re.findall(r"const (?:PHASES|labels) = \{(.*?)\};", source, re.DOTALL):
+        for table in re.findall(r"const (?:PHASES|TABS|labels|titles) = \{(.*?)\};", source, re.DOTALL):
             found |= set(re.findall(rf": {STRING}", table))
         for head in re.findall(r"\[([^\]]*)\]\.map\(\(h, i\)", source):
             found |= set(re.findall(STRING, head.replace('""', "")))
@@ -55,7 +66,9 @@ def of_the_host_settings():
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-@pytest.mark.parametrize("words", [of_the_settings, of_the_scripts, of_the_summary, of_the_host_settings])
+@pytest.mark.parametrize(
+    "words", [of_the_settings, of_the_data_set, of_the_scripts, of_the_summary, of_the_host_settings]
+)
 def test_every_word_of_the_page_is_translated(language, words):
     known = json.loads((ROOT / f"localizations/{language}.json").read_text(encoding="utf-8"))
     wanted = words()
@@ -73,6 +86,6 @@ def test_translations_fill_in_the_same_values(language):
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_no_translation_is_left_over(language):
     known = json.loads((ROOT / f"localizations/{language}.json").read_text(encoding="utf-8"))
-    used = of_the_settings() | of_the_scripts() | of_the_summary() | of_the_host_settings()
+    used = of_the_settings() | of_the_data_set() | of_the_scripts() | of_the_summary() | of_the_host_settings()
     said = {"no network", "high", "low", "few rows", "not finite", "Start", "Train", "Runs", "Strips"}
     assert sorted(known.keys() - used - said) == []

@@ -1,0 +1,254 @@
+"""What takes long on the page "Data set", each as a job: checking, preparing and captioning pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ...lib.config import ConceptConfig, DataConfig, from_dict
+from ...lib.data import preparing
+from ...lib.data.findings import caption_findings, duplicate_findings
+from ...lib.data.gallery import EditPlan, Gallery, Item
+from ...lib.data.headers import PictureError, named_faults
+from ...lib.data.image_steps import Tools, steps_from
+from ...lib.data.onnx_model import OnnxModel
+from ...lib.data.pictures import decode, on_white
+from ...lib.data.scan import Problem, scan
+from ...lib.data.segmentation import Segmenter
+from ...lib.data.survey import survey
+from ...lib.data.tag_rules import tag_rules
+from ...lib.data.tagger import TaggingConfig, tag_pictures
+from ...lib.files import sha256_of
+from . import captioners, faces, jobs
+from .fields import table, text
+from .folders import new_folder
+from .galleries import gallery_of, name_in, names_of, shown
+from .jobs import Job, StoppedError, the_queue
+from .model import token_counter
+
+# pictures -> their words by path, and what is wrong with the others
+Look = Callable[[Sequence[Item]], tuple[dict[Path, list[str]], Iterable[Problem]]]
+
+MOST_FINDINGS = 2000  # of each kind
+MOST_GROUPS = 300
+MOST_NOTES = 500
+_PICTURES_AT_ONCE = 8  # for which the host's queue is taken
+
+
+def check(values: dict[str, Any]) -> Any:
+    """Begin to look at everything: files, captions, every pixel, what shows the same."""
+    gallery = gallery_of(values)
+    return jobs.start("check", gallery.folder, lambda job: _checked(job, gallery)).status()
+
+
+def prepare(values: dict[str, Any]) -> Any:
+    """Begin to prepare the pictures into a new folder; or to try it, with `dry_run`."""
+    gallery = gallery_of(values)
+    out = new_folder(str(values.get("out") or ""), "the new folder")
+    given = values.get("steps")
+    if not isinstance(given, list) or not given or not all(isinstance(step, dict) for step in given):
+        raise ValueError("there is nothing to do; choose at least one step")
+    segmenter = str(values.get("segmenter") or "")
+    steps = steps_from(given)
+    model = captioners.named_segmenter(segmenter) if segmenter else None
+
+    def work(job: Job) -> dict[str, Any]:
+        job.note = "reads the folder"
+        done = preparing.prepare(
+            gallery.folder,
+            out,
+            steps,
+            _tools(job, model),
+            dry_run=bool(values.get("dry_run")),
+            on_progress=job.progress,
+            stopped=lambda: job.stop_requested,
+        )
+        return _prepared(done, out, bool(values.get("dry_run")))
+
+    return jobs.start("prepare", gallery.folder, work).status()
+
+
+def caption(values: dict[str, Any]) -> Any:
+    """Begin to caption pictures; what is found is shown, and written when the user says so."""
+    gallery = gallery_of(values)
+    key, config = text(values, "model"), from_dict(TaggingConfig, table(values, "tagging"), "tagging")
+    names = names_of(gallery, values)
+
+    def work(job: Job) -> dict[str, Any]:
+        job.note = "opens the model"
+        look, takes_queue = (_host if key in captioners.HOST else _tagger)(key, config)
+        job.note = ""
+        items = [gallery.item(name) for name in names]
+        todo = [item for item in items if config.existing != "skip" or not item.caption]
+        words, problems = _captioned(job, todo, look, takes_queue)
+        job.kept = words, config.existing, f"captions by {key.rpartition('/')[2]}"
+        return {
+            **shown(gallery, words_of(job.id, gallery)),
+            "num_looked_at": len(words),
+            "num_passed_over": len(items) - len(todo),
+            "problems": [_finding(gallery, problem) for problem in problems],
+        }
+
+    return jobs.start("caption", gallery.folder, work).status()
+
+
+def status(values: dict[str, Any]) -> Any:
+    """How far a job is."""
+    return jobs.find(text(values, "id")).status()
+
+
+def stop(values: dict[str, Any]) -> Any:
+    """Stop a job; what it has done is kept."""
+    job = jobs.find(text(values, "id"))
+    job.stop()
+    return job.status()
+
+
+def words_of(job_id: str, gallery: Gallery) -> EditPlan:
+    """What writing the captions that a job found would change now. Errors: `ValueError`."""
+    job = jobs.find(job_id)
+    if job.kind != "caption" or job.kept is None or job.folder != gallery.folder:
+        raise ValueError("this work has found no captions")
+    words, existing, title = job.kept
+    return gallery.plan_words(words, existing, title)
+
+
+def _checked(job: Job, gallery: Gallery) -> dict[str, Any]:
+    job.note = "reads the folder"
+    found = scan(DataConfig(concepts=(ConceptConfig(folder=str(gallery.folder)),)))
+    job.note = ""
+    looked = survey(
+        found.samples,
+        DataConfig().max_megapixels,
+        on_progress=job.progress,
+        stopped=lambda: job.stop_requested,
+    )
+    num_tokens = token_counter()
+    problems = [
+        *found.problems,
+        *looked.problems,
+        *caption_findings(found.samples, tag_rules(), num_tokens),
+        *duplicate_findings(looked.duplicates),
+    ]
+    problems = list({(str(p), p.severity): p for p in problems}.values())
+    by_severity = {
+        severity: [p for p in problems if p.severity == severity] for severity in ("error", "warning", "note")
+    }
+    return {
+        "num": len(found.samples),
+        "num_left_out": len({p.path for p in by_severity["error"]}),
+        "counts": {severity: len(said) for severity, said in by_severity.items()},
+        "findings": {
+            severity: [_finding(gallery, p) for p in said[:MOST_FINDINGS]] for severity, said in by_severity.items()
+        },
+        "tokens": num_tokens is not None,
+        "num_groups": len(looked.duplicates),
+        "groups": [
+            {"equal": group.equal, "names": [name_in(gallery, path) for path in group.paths]}
+            for group in looked.duplicates[:MOST_GROUPS]
+        ],
+    }
+
+
+def _captioned(
+    job: Job, items: Sequence[Item], look: Look, takes_queue: bool
+) -> tuple[dict[str, list[str]], list[Problem]]:
+    """What `look` finds in pictures, by name, a few at a time; where it needs the host's queue, others get a turn."""
+    words: dict[str, list[str]] = {}
+    problems: list[Problem] = []
+    job.progress(0, len(items))
+    for start in range(0, len(items), _PICTURES_AT_ONCE):
+        part = items[start : start + _PICTURES_AT_ONCE]
+        try:
+            with the_queue(job) if takes_queue else nullcontext():
+                found, faults = look(part)
+        except StoppedError:
+            break
+        words |= {item.name: found[item.path] for item in part if item.path in found}
+        problems += faults
+        job.progress(start + len(part), len(items))
+        if job.stop_requested:
+            break
+    return words, problems
+
+
+def _tagger(key: str, config: TaggingConfig) -> tuple[Look, bool]:
+    from modules import devices
+
+    tagger = captioners.open_tagger(key, str(devices.device))
+
+    def look(part: Sequence[Item]) -> tuple[dict[Path, list[str]], Iterable[Problem]]:
+        found = tag_pictures([item.path for item in part], tagger, config)
+        return found.words(), found.problems
+
+    return look, _takes_queue(tagger.model)
+
+
+def _host(key: str, config: TaggingConfig) -> tuple[Look, bool]:
+    if said := captioners.missing(key):
+        raise ValueError(said)
+
+    def look(part: Sequence[Item]) -> tuple[dict[Path, list[str]], Iterable[Problem]]:
+        pictures: dict[Path, Image.Image] = {}
+        problems: list[Problem] = []
+        for item in part:
+            try:
+                with named_faults(item.path):
+                    pictures[item.path] = on_white(*decode(item.path, DataConfig().max_megapixels))[0]
+            except PictureError as error:
+                problems.append(Problem(item.path, error.reason, "error"))
+        with captioners.host_captioner(key, config) as captioner:
+            return {path: captioner(picture) for path, picture in pictures.items()}, problems
+
+    return look, True
+
+
+def _tools(job: Job, segmenter: Path | None) -> Tools:
+    """What the steps need from this host: its face detector, and a segmentation model on its device."""
+    from modules import devices
+
+    names = [f"faces {faces.name()}"] if faces.name() else []
+    model = Segmenter(segmenter, str(devices.device)) if segmenter is not None else None
+    if model is not None:
+        names.append(f"{model.model.path.name} {sha256_of(model.model.path)}")
+
+    def mask(picture: Image.Image) -> Image.Image:
+        assert model is not None
+        with the_queue(job) if _takes_queue(model.model) else nullcontext():
+            return model(picture)
+
+    detect = faces.detector()
+    return Tools(detect_faces=detect, background_mask=mask if model else None, rules=tag_rules(), names=tuple(names))
+
+
+def _takes_queue(model: OnnxModel) -> bool:
+    """Whether a model shares the device with the host's."""
+    return model.provider != "CPUExecutionProvider"
+
+
+def _prepared(done: preparing.Preparation, out: Path, dry_run: bool) -> dict[str, Any]:
+    notes = [str(p) for p in done.problems if p.severity != "note"]
+    notes += [f"{picture.source} is left out: {picture.left_out}" for picture in done.pictures if picture.left_out]
+    notes += [f"{picture.source} {note}" for picture in done.pictures for note in picture.notes]
+    made = [
+        {"from": picture.source, "to": [[name, *size] for name, size in picture.outputs.items()]}
+        for picture in done.pictures
+        if picture.made
+    ]
+    return {
+        "out": str(out),
+        "dry_run": dry_run,
+        "num_made": done.num_made,
+        "num_kept": done.num_kept,
+        "num_notes": len(notes),
+        "notes": notes[:MOST_NOTES],
+        "made": made[:MOST_NOTES] if dry_run else [],
+    }
+
+
+def _finding(gallery: Gallery, problem: Problem) -> dict[str, str]:
+    return {"name": name_in(gallery, problem.path), "text": problem.text}
