@@ -41,8 +41,14 @@ class Tools:
 
     detect_faces: FaceDetector | None = None
     background_mask: Callable[[Image.Image], Image.Image] | None = None  # RGB -> L of the same size, 255 = subject
+    upscale: Callable[[Image.Image], Image.Image] | None = None  # RGB -> RGB, larger
     rules: TagRules = field(default_factory=tag_rules)
     names: tuple[str, ...] = ()
+
+    @property
+    def models(self) -> bool:
+        """Whether there are any; they run in the thread of whoever gives them."""
+        return not (self.detect_faces is self.background_mask is self.upscale is None)
 
 
 class Step(Protocol):

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,6 +25,7 @@ from . import duplicates
 from .headers import PictureError, named_faults, printable
 from .image_steps import Dedupe, Piece, Step, Tools, steps_to_values, take, with_alpha
 from .pictures import decode
+from .pool import in_order, room_for
 from .sample import Sample
 from .scan import Problem, scan
 
@@ -75,8 +76,10 @@ def prepare(
 ) -> Preparation:
     """Prepare the pictures of `folder` into `out`, as PNG in sRGB, with their captions as UTF-8.
 
-    A dry run does the same work and writes nothing. `on_progress(done, total)` follows each picture; before each,
-    `stopped()` is asked, and what is done by then is kept. A picture that cannot be used is left out and named.
+    Pictures are worked on in threads, and written in their order; with tools that are models all of it is done in the
+    calling thread. A dry run does the same work and writes nothing. `on_progress(done, total)` follows each picture;
+    before each, `stopped()` is asked, and what is done by then is kept. A picture that cannot be used is left out and
+    named.
     Errors: `ValueError` for wrong settings, and where `out` is in `folder` or around it, is not empty, or was prepared
     from another folder or by other steps; `FolderInUseError`; `DiskFullError`: call it again to go on.
     """
@@ -106,13 +109,32 @@ def prepare(
         names = _Names(record.entries, found.samples)
         work = _Work(out, steps, tools, record, names, contents, same, max_megapixels, dry_run)
         done: list[Prepared] = []
-        for sample in found.samples:
-            if stopped():
-                return Preparation(tuple(done), found.problems, True)
-            done.append(work.prepared(sample))
-            if on_progress:
-                on_progress(len(done), len(found.samples))
-        return Preparation(tuple(done), found.problems, False)
+        with closing(_each(work.made, found.samples, tools)) as results:
+            for sample in found.samples:
+                if stopped():
+                    break
+                made = next(results)
+                done.append(made if isinstance(made, Prepared) else work.written(_relative(sample), made))
+                if on_progress:
+                    on_progress(len(done), len(found.samples))
+        return Preparation(tuple(done), found.problems, len(done) < len(found.samples))
+
+
+def _each(
+    made: Callable[[Sample], Prepared | _Made], samples: Sequence[Sample], tools: Tools
+) -> Generator[Prepared | _Made, None, None]:
+    # a host's models may hold to a thread by its locks and by what torch keeps for each
+    return (made(sample) for sample in samples) if tools.models else in_order(made, samples)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What the steps made of one original, encoded and not written yet."""
+
+    picture: str  # SHA-256 of the original
+    caption: str
+    pieces: tuple[tuple[str, str, tuple[int, int], bytes], ...]  # suffix, caption, (width, height), PNG
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -129,8 +151,8 @@ class _Work:
     max_megapixels: float
     dry_run: bool
 
-    def prepared(self, sample: Sample) -> Prepared:
-        """Make what is missing of one picture."""
+    def made(self, sample: Sample) -> Prepared | _Made:
+        """What is to be written of one picture, or why nothing is. Changes nothing, so that many threads may."""
         source = _relative(sample)
         if sample.path in self.same:
             return Prepared(source, {}, (), False, self.same[sample.path])
@@ -140,35 +162,42 @@ class _Work:
             outputs = before["outputs"]
             if all((self.out / name).is_file() for name in outputs):
                 return _prepared(source, outputs, before["notes"], False)
-        try:
-            with named_faults(sample.path):
-                image, alpha, notes = decode(sample.path, self.max_megapixels)
-        except PictureError as error:
-            return Prepared(source, {}, (), False, error.reason)
-        pieces = take(Piece(with_alpha(image, alpha), sample.caption, notes=tuple(notes)), self.steps, self.tools)
-        outputs, said = self._write(source, pieces, before["outputs"] if before else {})
+        with room_for(sample.size):
+            try:
+                with named_faults(sample.path):
+                    image, alpha, notes = decode(sample.path, self.max_megapixels)
+            except PictureError as error:
+                return Prepared(source, {}, (), False, error.reason)
+            pieces = take(Piece(with_alpha(image, alpha), sample.caption, notes=tuple(notes)), self.steps, self.tools)
+            said = tuple(dict.fromkeys(note for piece in pieces for note in piece.notes))
+            encoded = tuple((p.suffix, p.caption, p.image.size, _png(p.image)) for p in pieces)
+            return _Made(picture_sha, sample.caption, encoded, said)
+
+    def written(self, source: str, made: _Made) -> Prepared:
+        """Write it, and record it when all of it is there."""
+        before = self.record.entries.get(source)
+        outputs, said = self._write(source, made, before["outputs"] if before else {})
         if not self.dry_run:
             self.record.add(
                 {
                     "source": source,
-                    "picture": picture_sha,
-                    "caption": sample.caption,
+                    "picture": made.picture,
+                    "caption": made.caption,
                     "outputs": outputs,
                     "notes": said,
                 }
             )
         return _prepared(source, outputs, said, True)
 
-    def _write(self, source: str, pieces: Sequence[Piece], olds: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    def _write(self, source: str, made: _Made, olds: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         outputs: dict[str, Any] = {}
-        said: list[str] = []
-        for piece in pieces:
-            name = self.names.of(source, piece.suffix)
-            said += [note for note in piece.notes if note not in said]
+        said = list(made.notes)
+        for suffix, caption, size, png in made.pieces:
+            name = self.names.of(source, suffix)
             old = olds.get(name, {})
-            files = [(name, _png(piece.image), old.get("sha256"))]
-            if piece.caption:
-                files.append((_txt(name), piece.caption.encode(), old.get("caption")))
+            files = [(name, png, old.get("sha256"))]
+            if caption:
+                files.append((_txt(name), caption.encode(), old.get("caption")))
             for file, data, recorded in files:
                 if not _may_write(self.out / file, data, recorded):
                     said.append(f"has {file} in the new folder, not made by this or changed since; it stays")
@@ -176,11 +205,7 @@ class _Work:
                     make_folder((self.out / file).parent)
                     write_bytes(self.out / file, data)
             shas = [_sha(data) for _, data, _ in files]
-            outputs[name] = {
-                "size": list(piece.image.size),
-                "sha256": shas[0],
-                "caption": shas[1] if piece.caption else None,
-            }
+            outputs[name] = {"size": list(size), "sha256": shas[0], "caption": shas[1] if caption else None}
         for name, old in ({} if self.dry_run else olds).items():
             if name not in outputs:
                 _remove(self.out / name, old["sha256"])

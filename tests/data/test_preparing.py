@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import threading
+import time
+
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
@@ -265,3 +270,65 @@ def test_a_damaged_record_is_refused_and_never_leads_outside(folder, tmp_path, l
         file.write(line)
     with pytest.raises(ValueError, match=r"is damaged|is not in the folder"):
         prepare(folder, out, steps)
+
+
+def many(folder, num=16):
+    folder.mkdir(exist_ok=True)
+    for i in range(num):
+        noise(300 + 20 * i, 400, i).save(folder / f"{i:02d}.png")
+        if i % 3:
+            (folder / f"{i:02d}.txt").write_text(f"number {i}", "utf-8")
+    return folder
+
+
+LONG = [*CROP, {"step": "unsharp"}, {"step": "flip"}]
+
+
+def test_threads_make_the_same_as_one_after_the_other_record_and_all(tmp_path, monkeypatch):
+    folder = many(tmp_path / "pictures")
+    (folder / "05.png").write_bytes(b"")
+    (folder / "07.png").write_bytes((folder / "07.png").read_bytes()[:-400])
+    by_threads = prepare(folder, tmp_path / "threads", steps_from(LONG))
+    monkeypatch.setattr(preparing, "in_order", lambda work, items: (work(item) for item in items))
+    assert by_threads == prepare(folder, tmp_path / "one", steps_from(LONG))
+    assert everything(tmp_path / "threads") == everything(tmp_path / "one")
+
+
+def test_models_are_called_in_the_callers_thread(tmp_path):
+    seen = set()
+
+    def detect(pixels):
+        seen.add(threading.current_thread())
+        return []
+
+    folder = many(tmp_path / "pictures", 4)
+    steps = steps_from([{"step": "crop", "width": 32, "height": 32, "focal": True}])
+    prepare(folder, tmp_path / "out", steps, Tools(detect_faces=detect, names=("one",)))
+    assert seen == {threading.current_thread()}
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from sd_atelier.lib.data.image_steps import steps_from
+from sd_atelier.lib.data.preparing import prepare
+steps = steps_from([{"step": "crop", "width": 32, "height": 32}, {"step": "unsharp"}, {"step": "flip"}])
+prepare(Path(sys.argv[1]), Path(sys.argv[2]), steps, on_progress=lambda *n: print(*n, flush=True))
+"""
+
+
+@pytest.mark.parametrize("after", [2, 9])
+def test_killed_at_any_moment_it_goes_on(tmp_path, after):
+    folder, out = many(tmp_path / "pictures"), tmp_path / "out"
+    run = subprocess.Popen([sys.executable, "-c", KILLED, str(folder), str(out)], stdout=subprocess.PIPE, text=True)
+    assert run.stdout is not None
+    for _ in range(after):
+        assert run.stdout.readline()
+    time.sleep(0.003 * after)  # somewhere in the next picture
+    run.kill()
+    run.communicate()
+    going_on = prepare(folder, out, steps_from(LONG))
+    assert going_on.num_kept >= 2 * after and going_on.num_made + going_on.num_kept == 32
+    prepare(folder, tmp_path / "whole", steps_from(LONG))
+    assert visible(out) == visible(tmp_path / "whole")
+    assert not [name for name in everything(out) if name.endswith(".part")]
