@@ -36,8 +36,8 @@ A file imports its own layer and below; tests/test_layers.py reads the imports a
         trainables/      what can be trained, one algorithm a file
     L2  data/            scan, headers, captions, buckets, pictures, shards, encode, cache, loader, conditioner; tag
                          rules and edits, caption files with undo; a survey of all pixels, duplicates, findings, the
-                         pool of threads; focal points, image steps, preparing, bucket previews; ONNX models: taggers,
-                         segmentation; the gallery of a folder, thumbnails
+                         pool of threads; focal points, pieces, image steps, preparing, bucket previews; ONNX models:
+                         taggers, segmentation, aesthetic scores; the gallery of a folder, thumbnails
         diffusion_loss.py  the loss of a batch: from clean latents to one number a sample
     L3  records.py       the files of the records: rows, offsets, reading
         recorder.py      per-sample loss rows and the three means

@@ -21,10 +21,12 @@ from .config import DataConfig, RunConfig, checked, merge
 from .data.buckets import LATENT_STEP
 from .data.cache import LatentCache
 from .data.conditioner import Conditioner
+from .data.findings import flip_findings
 from .data.given import Given, GivenText
 from .data.loader import Loader, Position
 from .data.sample import Sample
 from .data.scan import Problem, counts, scan
+from .data.tag_rules import tag_rules
 from .diffusion_loss import DiffusionLoss
 from .ema import Ema
 from .fingerprint import Rows, fingerprint
@@ -304,7 +306,8 @@ def _encoded(host: Host, data: DataConfig, folder: Path, report: Report) -> tupl
     )
     if not cache.complete:
         raise StoppedError("stopped while the pictures were encoded; what is encoded is kept")
-    return cache, [*scanned.problems, *problems]
+    mirrored = flip_findings(scanned.samples, tag_rules()) if data.flip else []
+    return cache, [*scanned.problems, *mirrored, *problems]
 
 
 def _given(host: Host, config: RunConfig, given: Given) -> tuple[LatentCache, Conditioner, list[Problem]]:

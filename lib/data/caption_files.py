@@ -63,21 +63,29 @@ class CaptionChange:
 
 
 def plan(
-    pictures: Iterable[Path], edit: Callable[[str], str], chosen: Callable[[str], bool] = lambda caption: True
+    pictures: Iterable[Path],
+    edit: Callable[[str], str],
+    chosen: Callable[[str], bool] = lambda caption: True,
+    *,
+    from_name: bool = False,
+    as_utf8: bool = False,
 ) -> list[CaptionChange]:
     """What an edit would change in the captions of these pictures; nothing is written.
 
-    A picture without a caption file gets a `.txt`. Two pictures that share a caption file change it once.
-    Errors: `OSError`, and `ValueError` for a caption file that is none.
+    A picture without a caption file gets a `.txt`; with `from_name` its file name is what is edited. Two pictures that
+    share a caption file change it once. What is not changed is not written, except with `as_utf8` where it is in
+    another encoding. Errors: `OSError`, and `ValueError` for a caption file that is none.
     """
     changes: dict[Path, CaptionChange] = {}
     for picture in pictures:
-        before, source, _ = find_caption(picture, False)
+        before, source, note = find_caption(picture, from_name)
         if not chosen(before):
             continue
         after = edit(before)
+        if source == "name":
+            before = source = ""
         path = picture.with_name(source) if source else picture.with_suffix(CAPTION_SUFFIXES[0])
-        if after != before:
+        if after != before or (as_utf8 and note):
             changes[path] = CaptionChange(path, before, after, path.read_bytes() if source else None)
     return list(changes.values())
 

@@ -1,15 +1,16 @@
 """Steps that pictures are prepared by, each a table of settings with what it makes of one picture.
 
 A step gets a piece, one picture with its caption, and gives pieces: none leaves the picture out, several are named
-apart by their suffixes. Originals are never changed.
+apart by their suffixes. Originals are never changed. A new step is a frozen dataclass of settings here and a line in
+`STEPS`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from PIL import Image, ImageFilter
 
@@ -17,44 +18,9 @@ from ..config import checked, from_dict, setting, to_dict
 from ..registry import nearest
 from .buckets import Size, bucket_sizes, crop_geometry, nearest_bucket
 from .captions import split_tags
-from .focal_point import FaceDetector, FocalWeights, face_boxes, focal_point
+from .focal_point import FocalWeights, face_boxes, focal_point
 from .pictures import fit
-from .tag_rules import TagRules, tag_rules
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A picture on its way: RGB or RGBA, upright, in sRGB."""
-
-    image: Image.Image
-    caption: str
-    suffix: str = ""  # what its name gets
-    notes: tuple[str, ...] = ()  # rest of a sentence that begins with the picture's name
-
-    def noted(self, note: str) -> Piece:
-        return replace(self, notes=(*self.notes, note))
-
-
-@dataclass(frozen=True)
-class Tools:
-    """What steps need from outside: models that a host or a user has. `names` says which they are, for the record."""
-
-    detect_faces: FaceDetector | None = None
-    background_mask: Callable[[Image.Image], Image.Image] | None = None  # RGB -> L of the same size, 255 = subject
-    upscale: Callable[[Image.Image], Image.Image] | None = None  # RGB -> RGB, larger
-    rules: TagRules = field(default_factory=tag_rules)
-    names: tuple[str, ...] = ()
-
-    @property
-    def models(self) -> bool:
-        """Whether there are any; they run in the thread of whoever gives them."""
-        return not (self.detect_faces is self.background_mask is self.upscale is None)
-
-
-class Step(Protocol):
-    """One step; a frozen dataclass of settings."""
-
-    def pieces(self, piece: Piece, tools: Tools) -> list[Piece]: ...
+from .pieces import Piece, Step, Tools
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +189,49 @@ class Unsharp:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Upscale:
+    """Enlarge small pictures by the host's upscaler."""
+
+    least_px: int = setting(768, "shorter side that smaller pictures get", min=8, max=16384, unit="px")
+
+    def pieces(self, piece: Piece, tools: Tools) -> list[Piece]:
+        before = piece.image.size
+        if min(before) >= self.least_px:
+            return [piece]
+        if tools.upscale is None:
+            raise ValueError("the step upscale needs a host's upscaler, and none is given")
+        image = piece.image.convert("RGB")
+        while min(image.size) < self.least_px:
+            larger = tools.upscale(image)
+            if larger.mode != "RGB" or min(larger.size) <= min(image.size):
+                raise ValueError(
+                    f"an upscaler gives RGB that is larger; it made {larger.mode} {larger.size} of {image.size}"
+                )
+            image = larger
+        factor = self.least_px / min(before)
+        size = max(self.least_px, round(before[0] * factor)), max(self.least_px, round(before[1] * factor))
+        image = image.resize(size, Image.Resampling.LANCZOS)
+        if piece.image.mode == "RGBA":
+            image.putalpha(piece.image.getchannel("A").resize(size, Image.Resampling.BILINEAR))
+        return [replace(piece, image=image).noted(f"is enlarged to {factor:.3g} of its size by the upscaler")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copies:
+    """Write each picture several times, as name_1, name_2, ..., for trainers that know no repeats.
+
+    In training here the repeats of a concept do the same without files.
+    """
+
+    num: int = setting(2, "how often each picture is written", min=1, max=1000)
+
+    def pieces(self, piece: Piece, tools: Tools) -> list[Piece]:
+        # what is said of a picture is said once
+        copies = [replace(piece, suffix=f"{piece.suffix}_{i}", notes=()) for i in range(1, self.num + 1)]
+        return [replace(copies[0], notes=piece.notes), *copies[1:]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Dedupe:
     """Of pictures that show the same keep the one with the most pixels. The originals are compared, so it is first."""
 
@@ -235,10 +244,12 @@ STEPS: Mapping[str, type[Any]] = {
     "background": Background,
     "split": Split,
     "faces": Faces,
+    "upscale": Upscale,
     "crop": Crop,
     "bucket": Bucket,
     "unsharp": Unsharp,
     "flip": Flip,
+    "copies": Copies,
 }
 
 
@@ -274,6 +285,13 @@ def take(piece: Piece, steps: Sequence[Step], tools: Tools) -> list[Piece]:
     for step in steps:
         pieces = [made for one in pieces for made in step.pieces(one, tools)]
     return pieces
+
+
+def calls_models(steps: Sequence[Step], tools: Tools) -> bool:
+    """Whether any of the steps may call a model."""
+    return tools.models and any(
+        isinstance(step, Background | Faces | Upscale) or (isinstance(step, _Focused) and step.focal) for step in steps
+    )
 
 
 def with_alpha(image: Image.Image, alpha: Image.Image | None) -> Image.Image:

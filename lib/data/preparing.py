@@ -23,8 +23,9 @@ from ..files import append_bytes, make_folder, remove_leftovers, safe_name, sha2
 from ..owner import owner_of
 from . import duplicates
 from .headers import PictureError, named_faults, printable
-from .image_steps import Dedupe, Piece, Step, Tools, steps_to_values, take, with_alpha
+from .image_steps import Dedupe, calls_models, steps_to_values, take, with_alpha
 from .pictures import decode
+from .pieces import Piece, Step, Tools
 from .pool import in_order, room_for
 from .sample import Sample
 from .scan import Problem, scan
@@ -76,10 +77,10 @@ def prepare(
 ) -> Preparation:
     """Prepare the pictures of `folder` into `out`, as PNG in sRGB, with their captions as UTF-8.
 
-    Pictures are worked on in threads, and written in their order; with tools that are models all of it is done in the
-    calling thread. A dry run does the same work and writes nothing. `on_progress(done, total)` follows each picture;
-    before each, `stopped()` is asked, and what is done by then is kept. A picture that cannot be used is left out and
-    named.
+    Pictures are worked on in threads, and written in their order; where a step calls a model all of it is done in
+    the calling thread. A dry run does the same work and writes nothing. `on_progress(done, total)` follows each
+    picture; before each, `stopped()` is asked, and what is done by then is kept. A picture that cannot be used is left
+    out and named.
     Errors: `ValueError` for wrong settings, and where `out` is in `folder` or around it, is not empty, or was prepared
     from another folder or by other steps; `FolderInUseError`; `DiskFullError`: call it again to go on.
     """
@@ -109,7 +110,7 @@ def prepare(
         names = _Names(record.entries, found.samples)
         work = _Work(out, steps, tools, record, names, contents, same, max_megapixels, dry_run)
         done: list[Prepared] = []
-        with closing(_each(work.made, found.samples, tools)) as results:
+        with closing(_each(work.made, found.samples, calls_models(steps, tools))) as results:
             for sample in found.samples:
                 if stopped():
                     break
@@ -121,10 +122,9 @@ def prepare(
 
 
 def _each(
-    made: Callable[[Sample], Prepared | _Made], samples: Sequence[Sample], tools: Tools
+    made: Callable[[Sample], Prepared | _Made], samples: Sequence[Sample], in_this_thread: bool
 ) -> Generator[Prepared | _Made, None, None]:
-    # a host's models may hold to a thread by its locks and by what torch keeps for each
-    return (made(sample) for sample in samples) if tools.models else in_order(made, samples)
+    return (made(sample) for sample in samples) if in_this_thread else in_order(made, samples)
 
 
 @dataclass(frozen=True)

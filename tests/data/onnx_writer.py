@@ -83,3 +83,25 @@ def write_segmenter(path, side_px=8, batch="N", channel_weights=(1.0, 0.0, 0.0))
     _model(
         path, nodes, {"w": weights}, ("input", (batch, 3, side_px, side_px)), ("output", (batch, 1, side_px, side_px))
     )
+
+
+def write_picture_scorer(path, weights, side_px=8, batch="N"):
+    """A predictor whose scores are weights (number of scores, 3) @ mean of a picture's normalised channels R, G, B."""
+    weights = np.asarray(weights, np.float32)
+    nodes = [
+        _node("ReduceMean", ["input"], ["mean"], axes=[2, 3], keepdims=0),
+        _node("MatMul", ["mean", "w"], ["output"]),
+    ]
+    shapes = ("input", (batch, 3, side_px, side_px)), ("output", (batch, len(weights)))
+    _model(path, nodes, {"w": weights.T}, *shapes)
+
+
+def write_encoder_and_predictor(folder, weights, side_px=8, batch="N"):
+    """An encoder that gives the means of the channels, and a predictor that weighs them (3,) into one number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mean = _node("ReduceMean", ["input"], ["output"], axes=[2, 3], keepdims=0)
+    shapes = ("input", (batch, 3, side_px, side_px)), ("output", (batch, 3))
+    _model(folder / "image_encoder.onnx", [mean], {}, *shapes)
+    product = _node("MatMul", ["input", "w"], ["output"])
+    constants = {"w": np.asarray(weights, np.float32).reshape(3, 1)}
+    _model(folder / "predictor.onnx", [product], constants, ("input", (batch, 3)), ("output", (batch, 1)))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 from sd_atelier.lib.data.buckets import bucket_sizes, crop_geometry, nearest_bucket
-from sd_atelier.lib.data.image_steps import STEPS, Piece, Split, Tools, steps_from, steps_to_values, take, with_alpha
+from sd_atelier.lib.data.image_steps import STEPS, Split, calls_models, steps_from, steps_to_values, take, with_alpha
+from sd_atelier.lib.data.pieces import Piece, Tools
 
 
 def noise(width, height, seed=0):
@@ -180,3 +181,52 @@ def test_unsharp_makes_edges_steeper_and_leaves_flats_and_transparency():
     (piece,) = through(with_alpha(image, alpha), {"step": "unsharp", "percent": 100})
     assert (pixels(piece.image)[..., :3] == pixels(sharp.image)).all()
     assert (pixels(piece.image)[..., 3] == pixels(alpha)).all()
+
+
+def test_upscale_enlarges_by_the_hosts_model_until_the_shorter_side_is_there():
+    sizes = []
+
+    def twice(image):
+        sizes.append(image.size)
+        return image.resize((2 * image.width, 2 * image.height), Image.Resampling.NEAREST)
+
+    image = noise(40, 30)
+    (piece,) = through(image, {"step": "upscale", "least_px": 90}, tools=Tools(upscale=twice))
+    assert piece.image.size == (120, 90) and sizes == [(40, 30), (80, 60)]
+    larger = image.resize((160, 120), Image.Resampling.NEAREST)
+    assert (pixels(piece.image) == pixels(larger.resize((120, 90), Image.Resampling.LANCZOS))).all()
+    assert piece.notes == ("is enlarged to 3 of its size by the upscaler",)
+    (alpha,) = through(image.convert("RGBA"), {"step": "upscale", "least_px": 60}, tools=Tools(upscale=twice))
+    assert alpha.image.mode == "RGBA" and alpha.image.size == (80, 60)
+
+
+def test_upscale_leaves_what_is_large_enough_and_needs_a_model_that_enlarges():
+    (piece,) = through(noise(100, 90), {"step": "upscale", "least_px": 90})
+    assert piece.image.size == (100, 90) and not piece.notes
+    with pytest.raises(ValueError, match="needs a host's upscaler"):
+        through(noise(100, 80), {"step": "upscale", "least_px": 90})
+    for wrong in (lambda image: image, lambda image: image.convert("L").resize((999, 999))):
+        with pytest.raises(ValueError, match="an upscaler gives RGB that is larger"):
+            through(noise(100, 80), {"step": "upscale", "least_px": 90}, tools=Tools(upscale=wrong))
+
+
+def test_copies_are_equal_and_numbered_and_said_once():
+    image = noise(20, 10)
+    copies = through(image, {"step": "crop", "width": 40, "height": 20}, {"step": "copies", "num": 3})
+    assert [piece.suffix for piece in copies] == ["_1", "_2", "_3"] and len({piece.caption for piece in copies}) == 1
+    assert all((pixels(piece.image) == pixels(copies[0].image)).all() for piece in copies)
+    assert [bool(piece.notes) for piece in copies] == [True, False, False]
+
+
+def test_which_steps_may_call_a_model_is_known():
+    some = Tools(detect_faces=lambda seen: [])
+    for values, calls in (
+        ([{"step": "crop"}], False),
+        ([{"step": "flip"}, {"step": "crop", "focal": True}], True),
+        ([{"step": "bucket", "focal": True}], True),
+        ([{"step": "faces"}], True),
+        ([{"step": "background"}], True),
+        ([{"step": "upscale"}], True),
+    ):
+        assert calls_models(steps_from(values), some) == calls
+        assert not calls_models(steps_from(values), Tools())

@@ -54,3 +54,13 @@ def test_the_summary_counts_pictures_steps_and_layers(pictures: Path, tmp_path: 
     config = settings(pictures, loop__steps=None, loop__epochs=2)
     with preparation.start(ToyHost(), config, tmp_path) as prepared:
         assert prepared.summary.startswith("7 pictures, 3 steps an epoch, 6 steps for 2 epochs")
+
+
+def test_a_mirror_that_makes_captions_wrong_is_said(pictures: Path, tmp_path: Path) -> None:
+    caption = sorted(pictures.rglob("*.txt"))[0]
+    said = "captions name what is then wrong"
+    assert said not in prepared_notes(pictures, tmp_path, data__flip=True, **NO_RULES)
+    caption.write_text("a cup, english text, eyepatch", "utf-8")
+    notes = prepared_notes(pictures, tmp_path, data__flip=True, **NO_RULES)
+    assert said in notes and f"{caption.stem}.png (english text, eyepatch)" in notes
+    assert said not in prepared_notes(pictures, tmp_path, data__flip=False, **NO_RULES)

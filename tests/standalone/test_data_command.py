@@ -57,6 +57,63 @@ def test_an_edit_is_shown_then_written_then_taken_back(folder, capsys):
     assert "there is no edit to undo" in capsys.readouterr().err
 
 
+def test_file_names_and_other_encodings_become_captions(folder, capsys):
+    (folder / "a.png").rename(folder / "0001-red_car.png")
+    (folder / "d.txt").write_bytes("1girl, caf\u00e9".encode("cp1252"))
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    assert main(["data", "tags", str(folder), "--from-names"]) == 0
+    assert "     1  red car" in capsys.readouterr().out
+    assert main(["data", "edit", str(folder), "--from-names", "--utf8", "--apply"]) == 0
+    assert "0001-red_car.txt: +red car\nd.txt: encoding or spaces\n2 captions changed" in capsys.readouterr().out
+    assert (folder / "0001-red_car.txt").read_text("utf-8") == "red car"
+    assert (folder / "d.txt").read_text("utf-8") == "1girl, caf\u00e9"
+    assert main(["data", "edit", str(folder), "prepend=zwx", "--from-names", "--any", "red car"]) == 0
+    assert "0001-red_car.txt: +zwx" in capsys.readouterr().out
+    assert main(["data", "undo", str(folder)]) == 0
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_check_looks_at_tokens_mirrors_and_names_where_asked(folder, tmp_path_factory, capsys):
+    (folder / "b.txt").unlink()
+    (folder / "c.txt").write_text(
+        "1girl, eyepatch, " + ", ".join(f"{letter}-word" for letter in "abcdefghijklmnop" * 3)
+    )
+    words = ["data", "check", str(folder)]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "b.png" in said and "has no caption" in said and "mirror" not in said and "tokens not counted" in said
+    tokenizer = tmp_path_factory.mktemp("tokenizer")
+    runpy.run_path(str(Path(__file__).parents[1] / "data" / "planted_faults.py"))["write_tokenizer"](tokenizer)
+    assert main([*words, "--flip", "--from-names", "--tokenizer", str(tokenizer)]) == 0
+    said = capsys.readouterr().out
+    assert "is mirrored, and its caption names what is then wrong (1): c.png" in said
+    assert "c.png has a caption of" in said and "tokens; what comes after the first 75 counts less" in said
+    assert "has no caption" not in said and "tokens not counted" not in said
+    assert main([*words, "--all", "--flip"]) == 0
+    assert f"captions name what is then wrong: c.png (eyepatch)\n    {folder / 'c.png'}" in capsys.readouterr().out
+
+
+def test_pictures_are_scored_the_best_first(folder, tmp_path_factory, capsys):
+    pytest.importorskip("onnxruntime", reason="aesthetic scores need onnxruntime (the extra tagger)")
+    writer = runpy.run_path(str(Path(__file__).parents[1] / "data" / "onnx_writer.py"))
+    out = tmp_path_factory.mktemp("model")
+    writer["write_picture_scorer"](out / "scorer.onnx", [[1, 1, 1]])
+    Image.new("RGB", (50, 50), "white").save(folder / "white.png")
+    words = ["data", "score", str(folder), "--model", str(out / "scorer.onnx"), "--save", str(out / "scores.csv")]
+    assert main(words) == 0
+    assert capsys.readouterr().out.splitlines()[0].split()[1] == "white.png"
+    rows = (out / "scores.csv").read_text("utf-8").splitlines()
+    assert rows[0] == "image,score" and rows[1].startswith("white.png,") and len(rows) == 7
+
+
+def test_copies_are_written_beside_each_other(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("new") / "out"
+    assert main(["data", "prepare", str(folder), str(out), "--copies", "2"]) == 0
+    names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
+    assert names == {f"{name}_{i}.{ending}" for name in "abcde" for i in (1, 2) for ending in ("png", "txt")}
+    assert (out / "a_1.png").read_bytes() == (out / "a_2.png").read_bytes()
+
+
 def test_tags_are_counted_and_duplicates_named(folder, capsys):
     assert main(["data", "tags", str(folder), "--least", "2"]) == 0
     assert capsys.readouterr().out.split() == ["5", "1girl"]
@@ -69,6 +126,9 @@ def test_tags_are_counted_and_duplicates_named(folder, capsys):
     [
         (["edit", "subsume"], 'unknown edit "subsume"; did you mean "subsumed"'),
         (["edit", "remove"], "the edit remove needs tags"),
+        (["edit"], "there is nothing to do; name an edit (subsumed, "),
+        (["score", "--model", "."], "there is no aesthetic predictor in"),
+        (["prepare", "../out", "--copies", "0"], "num must be at least 1, got 0"),
         (["check", "--rules", "missing.json"], "missing.json cannot be read as a table of tag rules"),
         (["check", "--tokenizer", "."], "holds no vocab.json"),
         (["tag", "--model", "."], "put model.onnx and selected_tags.csv of a WD14-type tagger there"),

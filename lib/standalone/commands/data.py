@@ -46,14 +46,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     edits = action("edit", _edit, "edit captions; shows what would change unless --apply is given")
     edits.formatter_class = argparse.RawDescriptionHelpFormatter
     edits.epilog = f"edits:\n{kinds}"
-    edits.add_argument("edits", nargs="+", metavar="EDIT[=WORDS]", help="edits, one after the other; see below")
+    edits.add_argument("edits", nargs="*", metavar="EDIT[=WORDS]", help="edits, one after the other; see below")
     for name, text in (("all", "all of these tags"), ("any", "any of these"), ("none", "none of these")):
         edits.add_argument(f"--{name}", default="", metavar="TAGS", help=f"only captions with {text}")
+    _add_from_names(edits)
+    edits.add_argument("--utf8", action="store_true", help="also write captions in other encodings as UTF-8")
     edits.add_argument("--apply", action="store_true", help="write the changes; `atelier data undo` takes them back")
     action("undo", _undo, "take the newest edit back, byte for byte")
     _add_tag(action("tag", _tag, "caption pictures by a tagger; shows what would change unless --apply is given"))
     data_pictures.add_buckets(
         action("buckets", data_pictures.buckets, "say which bucket each picture gets, and how much of it is cut away")
+    )
+    data_pictures.add_score(
+        action("score", data_pictures.score, "say how pleasing each picture is, by an aesthetic predictor")
     )
     data_pictures.add_prepare(
         action("prepare", data_pictures.prepare, "prepare pictures into a new folder; a second call goes on")
@@ -161,11 +166,13 @@ def _edit(args: argparse.Namespace) -> int:
     edits = [edit(name.strip(), words, rules) for name, _, words in parts]
     chosen = TagFilter(all=_words(args.all), any=_words(args.any), none=_words(args.none))
     pictures = [sample.path for sample in scan(_data(args.folder)).samples]
-    changes = caption_files.plan(pictures, in_turn(edits), chosen.matches)
+    if not (edits or args.from_names or args.utf8):
+        raise ValueError(f"there is nothing to do; name an edit ({', '.join(EDITS)}), or --from-names or --utf8")
+    changes = caption_files.plan(pictures, in_turn(edits), chosen.matches, from_name=args.from_names, as_utf8=args.utf8)
     for change in changes:
         print(change.diff())
     if args.apply and changes:
-        caption_files.apply(changes, args.folder, " ".join(args.edits))
+        caption_files.apply(changes, args.folder, " ".join(args.edits) or "captions as UTF-8")
         print(f"{len(changes)} captions changed; take it back with: atelier data undo {args.folder}")
     else:
         print(f"{len(changes)} captions would change" + ("; --apply writes them" if changes else ""))

@@ -1,20 +1,24 @@
-"""`atelier data buckets` and `atelier data prepare`: the pictures of a data set before the first step."""
+"""`atelier data buckets`, `score` and `prepare`: the pictures of a data set before the first step."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 from ...config import ConceptConfig, DataConfig, checked
 from ...data import preparing
+from ...data.aesthetic import AestheticScorer, score_pictures, score_table
 from ...data.bucket_preview import bucket_counts, bucket_cut, bucket_preview
-from ...data.image_steps import Tools, steps_from
+from ...data.headers import printable
+from ...data.image_steps import steps_from
+from ...data.pieces import Tools
 from ...data.scan import scan
 from ...data.segmentation import Segmenter
 from ...data.tag_rules import tag_rules
-from ...files import make_folder, safe_name, sha256_of, write_image
+from ...files import make_folder, safe_name, sha256_of, write_bytes, write_image
 from ..pipeline import choose_device
 from ..progress import StopRequest, Terminal, counting
 
@@ -51,7 +55,39 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--focal", action="store_true", help="crop around the focal point instead of the middle")
     parser.add_argument("--unsharp", type=int, metavar="PERCENT", help="sharpen")
     parser.add_argument("--flip", action="store_true", help="add each picture mirrored")
+    parser.add_argument("--copies", type=int, metavar="N", help="write each picture N times, as name_1, name_2, ...")
     parser.add_argument("--dry-run", action="store_true", help="do all the work, write nothing, say what would be made")
+
+
+def add_score(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `atelier data score`."""
+    text = "an .onnx file that gives a score for a picture, or a folder with image_encoder.onnx and predictor.onnx"
+    parser.add_argument("--model", type=Path, required=True, metavar="FILE", help=text)
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, ...")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="write the columns image and score as CSV")
+
+
+def score(args: argparse.Namespace) -> int:
+    """The score of each picture, the best first. Returns 0, or 3 where it was stopped."""
+    scorer = AestheticScorer(args.model, str(choose_device(args.device)))
+    folder = Path(os.path.abspath(args.folder))
+    samples = scan(DataConfig(concepts=(ConceptConfig(folder=str(folder)),))).samples
+    terminal = Terminal()
+    stop = StopRequest(terminal)
+    with stop.listening():
+        found = score_pictures(
+            [sample.path for sample in samples],
+            scorer,
+            on_progress=counting(terminal, "looked at"),
+            stopped=lambda: stop.requested,
+        )
+    for problem in found.problems:
+        print(f"{problem}; it gets no score")
+    for path, value in sorted(found.scores.items(), key=lambda item: (-item[1], item[0])):
+        print(f"{value:8.3f}  {printable(path.relative_to(folder))}")
+    if args.save:
+        write_bytes(args.save, score_table(found.scores, folder))
+    return 3 if found.stopped else 0
 
 
 def buckets(args: argparse.Namespace) -> int:
@@ -137,6 +173,8 @@ def _steps(args: argparse.Namespace) -> list[dict[str, Any]]:
         steps.append({"step": "unsharp", "percent": args.unsharp})
     if args.flip:
         steps.append({"step": "flip"})
+    if args.copies is not None:
+        steps.append({"step": "copies", "num": args.copies})
     if not steps:
         raise ValueError("there is nothing to do; name a step, as in --crop 768x768 (see --help)")
     return steps
