@@ -80,8 +80,16 @@ export class FilterFields {
 
   drawTags() {
     const sought = plain(this.find.value);
-    const found = this.tags.filter(([tag]) => !sought || plain(tag).includes(sought)).slice(0, MOST_TAGS);
     const has = (name, tag) => split(this.fields[name].value).some((other) => plain(other) === plain(tag));
+    // those that are asked for stay, also where no caption that is found has them
+    const asked = [...split(this.fields.all.value), ...split(this.fields.none.value)];
+    const known = new Set(this.tags.map(([tag]) => plain(tag)));
+    const chosen = [
+      ...asked.filter((tag) => !known.has(plain(tag))).map((tag) => [tag, 0]),
+      ...this.tags.filter(([tag]) => has("all", tag) || has("none", tag)),
+    ];
+    const others = this.tags.filter(([tag]) => (!sought || plain(tag).includes(sought)) && !has("all", tag) && !has("none", tag));
+    const found = [...chosen, ...others].slice(0, MOST_TAGS);
     this.chips.replaceChildren(
       ...found.map(([tag, count]) => {
         const state = has("all", tag) ? "all" : has("none", tag) ? "none" : "";

@@ -122,7 +122,168 @@ const panel = (page) =>
     };
   });
 
+/** What the gallery beside the canvas shows. */
+const gallery = (page) =>
+  page.evaluate(() => {
+    const root = document.querySelector(".atelier-gallery");
+    const shown = (name) => [...root.querySelectorAll(name)].filter((e) => e.getClientRects().length).map((e) => e.textContent);
+    const cells = [...root.querySelectorAll(".atelier-cell")];
+    return {
+      counts: shown(".atelier-counts")[0] ?? "",
+      error: shown(".atelier-message.faulty")[0] ?? "",
+      message: shown(".atelier-batch .atelier-message")[0] ?? "",
+      changes: shown(".atelier-changes li"),
+      buttons: [...root.querySelectorAll("button:not(.atelier-chip)")].filter((e) => e.getClientRects().length && !e.disabled).map((e) => e.textContent),
+      chips: shown(".atelier-chip").slice(0, 3),
+      numCells: cells.length,
+      captions: cells.map((cell) => cell.querySelector(".atelier-cell-text").textContent),
+      loaded: cells.filter((cell) => cell.querySelector("img").naturalWidth).length,
+      faulty: cells.filter((cell) => cell.classList.contains("faulty")).length,
+      elements: [...root.querySelectorAll("*")].filter((e) => ["B", "SCRIPT", "IFRAME"].includes(e.tagName)).length,
+      caption: root.querySelector("textarea").value,
+      file: shown(".atelier-caption-editor .atelier-file")[0] ?? "",
+      notes: shown(".atelier-caption-editor li"),
+    };
+  });
+
+/** The longest that the page did not answer while something goes on, in ms. */
+async function longestPause(page, doing) {
+  await page.evaluate(() => {
+    window.pauses = { last: performance.now(), longest: 0, on: true };
+    const look = () => {
+      const now = performance.now();
+      window.pauses.longest = Math.max(window.pauses.longest, now - window.pauses.last);
+      window.pauses.last = now;
+      if (window.pauses.on) setTimeout(look, 0);
+    };
+    look();
+  });
+  await doing();
+  return page.evaluate(() => {
+    window.pauses.on = false;
+    return Math.round(window.pauses.longest);
+  });
+}
+
+/** A Dataset node that names a folder, its gallery opened by the node's button; how long until pictures are there, in ms. */
+async function openGallery(page, folder) {
+  const id = await only(page, "AtelierDatasetFolder");
+  return page.evaluate(
+    async ([id, folder]) => {
+      const node = window.app.graph.getNodeById(Number(id));
+      node.pos = [700, 200];
+      node.widgets.find(({ name }) => name === "folder").value = folder;
+      const begin = performance.now();
+      node.widgets.find(({ name }) => name === "atelier_gallery").callback();
+      const isThere = () => {
+        const images = [...document.querySelectorAll(".atelier-cell img")].slice(0, 6);
+        return (images.length > 3 && images.every((image) => image.complete && image.src)) || document.querySelector(".atelier-gallery > .faulty:not([hidden])");
+      };
+      while (!isThere() && performance.now() - begin < 60_000) await new Promise((done) => setTimeout(done, 5));
+      return Math.round(performance.now() - begin);
+    },
+    [id, folder],
+  );
+}
+
 const scenarios = {
+  async gallery(page) {
+    const asks = [];
+    page.on("request", (request) => {
+      if (request.url().includes("/atelier/gallery/")) asks.push(request.url());
+    });
+    const seen = {};
+    seen.openedAfterMs = await openGallery(page, asked.folder);
+    await page.waitForTimeout(1000);
+    seen.opened = await gallery(page);
+    if (asked.pictures) await page.screenshot({ path: `${asked.pictures}/opened.png` });
+
+    const grid = page.locator(".atelier-grid");
+    seen.longestPauseMs = await longestPause(page, async () => {
+      for (let part = 1; part <= 40; part++) {
+        await grid.evaluate((element, part) => (element.scrollTop = (element.scrollHeight * part) / 40), part);
+        await page.waitForTimeout(25);
+      }
+    });
+    const begin = Date.now();
+    await page.waitForFunction(() => {
+      const cells = [...document.querySelectorAll(".atelier-cell")];
+      return cells.length > 0 && cells.every((cell) => !cell.classList.contains("waiting") && cell.querySelector("img").complete);
+    });
+    seen.endThereAfterMs = Date.now() - begin;
+    seen.end = await gallery(page);
+    seen.numThumbnails = asks.filter((url) => url.includes("/thumbnail")).length;
+
+    await page.locator(".atelier-filter summary").click();
+    await page.locator(".atelier-chip").first().click();
+    await page.waitForTimeout(800);
+    seen.withTag = await gallery(page);
+    await page.locator(".atelier-chip[data-state=all]").click();
+    await page.waitForTimeout(800);
+    seen.withoutTag = await gallery(page);
+    await page.locator(".atelier-chip[data-state=none]").click();
+    if (asked.pictures) await page.screenshot({ path: `${asked.pictures}/tags.png` });
+    await page.locator(".atelier-filter summary").click();
+    await page.locator(".atelier-filter > input").fill("onerror");
+    await page.waitForTimeout(1000);
+    await page.locator(".atelier-cell").first().click();
+    await page.waitForTimeout(500);
+    seen.hostile = await gallery(page);
+    if (asked.pictures) await page.screenshot({ path: `${asked.pictures}/hostile.png` });
+    seen.ran = await page.evaluate(() => window.ran ?? null);
+
+    await page.locator(".atelier-gallery textarea").fill("a new caption, onerror");
+    await page.keyboard.press("Control+Enter");
+    await page.waitForTimeout(1000);
+    seen.saved = await gallery(page);
+    await page.locator(".atelier-gallery button", { hasText: "Undo" }).click();
+    await page.waitForTimeout(1000);
+    seen.savedUndone = await gallery(page);
+    seen.toasts = await page.locator(".p-toast-message").allTextContents();
+
+    await page.locator(".atelier-filter > input").fill("");
+    await page.waitForTimeout(1000);
+    await page.locator(".atelier-batch summary").click();
+    await page.locator(".atelier-batch input").fill("hat -> <i>cap</i>");
+    await page.keyboard.press("Enter");
+    await page.waitForSelector(".atelier-changes:not([hidden])");
+    seen.planned = await gallery(page);
+    if (asked.pictures) await page.screenshot({ path: `${asked.pictures}/planned.png` });
+    const written = Date.now();
+    await page.locator(".atelier-button.primary").click();
+    await page.waitForFunction(() => document.querySelector(".atelier-batch .atelier-message").textContent.includes("written"));
+    seen.writtenAfterMs = Date.now() - written;
+    await page.waitForTimeout(500);
+    seen.applied = await gallery(page);
+    if (asked.undo) {
+      await page.locator(".atelier-gallery button", { hasText: "Undo" }).click();
+      await page.waitForTimeout(1500);
+      seen.undone = await gallery(page);
+    }
+    return seen;
+  },
+
+  async galleryFault(page) {
+    await openGallery(page, asked.folder);
+    return gallery(page);
+  },
+
+  async galleryAgain(page) {
+    await openGallery(page, asked.folder);
+    await page.waitForTimeout(500);
+    await page.locator(".atelier-cell").nth(1).click();
+    await page.locator(".atelier-gallery textarea").fill("not saved yet");
+    const before = await gallery(page);
+    const toggle = () => page.evaluate(() => window.app.extensionManager.sidebarTab.toggleSidebarTab("atelier-data-set"));
+    await toggle();
+    await page.waitForTimeout(500);
+    const isGone = await page.evaluate(() => !document.querySelector(".atelier-gallery"));
+    await toggle();
+    await page.waitForTimeout(700);
+    const inputs = await page.evaluate(async () => Object.values((await window.app.graphToPrompt()).output).map(({ inputs }) => Object.keys(inputs)));
+    return { before, isGone, after: await gallery(page), inputs };
+  },
+
   async progress(page) {
     const node = await only(page, "AtelierTrain", asked.width);
     const seen = { idle: await panel(page) };
