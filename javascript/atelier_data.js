@@ -171,7 +171,7 @@ window.atelier = window.atelier || {};
             if (save.disabled) return;
             const item = shown;
             atelier.attempt(message, async() => {
-                const answer = await set.ask("data_save", {name: item.name, caption: area.value, before: item.caption});
+                const answer = await set.ask("data_save", {name: item.name, caption: area.value.replace(/[\s,]+$/, ""), before: item.caption});
                 drafts.delete(item.name);
                 set.undoable(answer.undo);
                 set.updated(answer.item);

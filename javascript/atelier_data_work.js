@@ -82,7 +82,7 @@ window.atelier = window.atelier || {};
         ]);
         return {
             ...work,
-            element: el("div", {}, el("p", {class: "atelier-note"}, t("Looks at every file, every caption and every pixel, and for pictures that show the same. Nothing is changed.")),
+            element: el("div", {class: "atelier-work"}, el("p", {class: "atelier-note"}, t("Looks at every file, every caption and every pixel, and for pictures that show the same. Nothing is changed.")),
                 el("div", {class: "atelier-row"}, atelier.button("Check the folder", () => work.start({}), "primary", {id: "atelier_data_check"})), work.element)
         };
     }
@@ -129,7 +129,7 @@ window.atelier = window.atelier || {};
                 el("p", {class: "atelier-note"}, t("The pictures that lose most come first. What is dark is cut away; a click shows what is trained.")), grid, more);
         });
         return {
-            element: el("div", {}, el("p", {class: "atelier-note"}, t("Which bucket each picture gets in training, and what is cut away from it.")),
+            element: el("div", {class: "atelier-work atelier-work-wide"}, el("p", {class: "atelier-note"}, t("Which bucket each picture gets in training, and what is cut away from it.")),
                 form.element, el("div", {class: "atelier-row"}, atelier.button("Show what is cut", show, "primary", {id: "atelier_data_buckets"})), message.element, found),
             jobs() {
                 // what is asked for here is answered at once
@@ -141,9 +141,11 @@ window.atelier = window.atelier || {};
         const out = el("input", {type: "text", id: "atelier_data_out", spellcheck: "false", value: set.folder + "-prepared"});
         const places = set.words.segmenters;
         const segmenter = el("select", {id: "atelier_data_segmenter"}, el("option", {value: ""}, t("only the picture's own transparency")), places.names.map(name => el("option", {value: name}, name)));
+        const upscaler = el("select", {id: "atelier_data_upscaler"}, set.words.upscalers.map(name => el("option", {value: name}, name)));
         const labels = {
             dedupe: "Leave out what is there twice", background: "Replace the background", split: "Split long pictures", faces: "Cut out faces",
-            crop: "Crop to a size", bucket: "Crop into buckets", unsharp: "Sharpen", flip: "Add mirrored pictures"
+            crop: "Crop to a size", bucket: "Crop into buckets", unsharp: "Sharpen", flip: "Add mirrored pictures",
+            upscale: "Enlarge small pictures", copies: "Write copies"
         };
         const steps = set.words.steps.map(step => {
             const on = el("input", {type: "checkbox", id: "atelier_step_" + step.name});
@@ -151,13 +153,14 @@ window.atelier = window.atelier || {};
             const inner = el("div", {class: "atelier-step-settings"}, el("p", {class: "atelier-help"}, t(step.help)), form.element,
                 step.name === "background" ? [el("label", {class: "atelier-label", for: segmenter.id}, t("Model that finds the subject")), segmenter,
                     places.names.length ? null : el("p", {class: "atelier-help"}, t("Put the .onnx file of a U2-Net or IS-Net into {folder}; nothing is downloaded.", {folder: places.folder}))] : null,
+                step.name === "upscale" ? [el("label", {class: "atelier-label", for: upscaler.id}, t("Upscaler")), upscaler] : null,
                 ["faces", "crop", "bucket"].includes(step.name) && !set.words.faces ? el("p", {class: "atelier-fault"}, t("There is no face detector here.")) : null);
             inner.hidden = true;
             on.addEventListener("input", () => {
                 inner.hidden = !on.checked;
             });
-            const element = el("div", {class: "atelier-prepare-step"}, el("label", {class: "atelier-check"}, on, el("span", {}, t(labels[step.name]))), inner);
-            return {element, value: () => on.checked ? {step: step.name, ...form.values()} : null, isOn: () => on.checked, name: step.name};
+            const element = el("div", {class: "atelier-prepare-step"}, el("label", {class: "atelier-check"}, on, el("span", {}, t(labels[step.name] || step.name))), inner);
+            return {element, value: () => on.checked ? {step: step.name, ...form.values()} : null};
         });
         const work = job(set, "prepare", result => [
             el("p", {}, el("b", {}, result.dry_run ? t("{n} pictures would be made", {n: result.num_made}) : t("{n} pictures were made", {n: result.num_made})), ", ", t("{n} were there", {n: result.num_kept}), " ",
@@ -168,11 +171,11 @@ window.atelier = window.atelier || {};
         ]);
         const begin = dryRun => work.start({
             out: out.value, steps: steps.map(s => s.value()).filter(Boolean), dry_run: dryRun,
-            segmenter: steps.some(s => s.name === "background" && s.isOn()) ? segmenter.value : ""
+            segmenter: segmenter.value, upscaler: upscaler.value
         });
         return {
             ...work,
-            element: el("div", {}, el("p", {class: "atelier-note"}, t("Every picture goes through the chosen steps, in this order, into a new folder with its caption. The originals stay as they are; what was stopped goes on where it was.")),
+            element: el("div", {class: "atelier-work"}, el("p", {class: "atelier-note"}, t("Every picture goes through the chosen steps, in this order, into a new folder with its caption. The originals stay as they are; what was stopped goes on where it was.")),
                 el("div", {class: "atelier-steps"}, steps.map(s => s.element)),
                 el("div", {class: "atelier-field"}, el("label", {class: "atelier-label", for: out.id}, t("New folder")), out),
                 el("div", {class: "atelier-row"}, atelier.button("Prepare the pictures", () => begin(false), "primary", {id: "atelier_data_prepare"}),
@@ -214,7 +217,7 @@ window.atelier = window.atelier || {};
             shown: () => {
                 which.textContent = t("For the {n} pictures that the filters of Captions find. What is found is shown first, and written when you say so.", {n: set.count().toLocaleString("en")});
             },
-            element: el("div", {}, which, el("div", {class: "atelier-row"}, el("span", {class: "atelier-caption"}, t("Model")), select), missing, form.element,
+            element: el("div", {class: "atelier-work"}, which, el("div", {class: "atelier-row"}, el("span", {class: "atelier-caption"}, t("Model")), select), missing, form.element,
                 el("div", {class: "atelier-row"}, start), work.element)
         };
     }

@@ -17,7 +17,7 @@ from ...lib.data.tag_edits import EDITS
 from ...lib.data.tagger import TaggingConfig
 from ...lib.data.thumbnails import MIME
 from ...lib.forms import form
-from . import captioners, data_work, faces, jobs
+from . import captioners, data_work, faces, jobs, upscalers
 from .fields import Picture, jpeg, png, table, text, whole
 from .folders import is_below, is_local
 from .galleries import gallery_of, shown, which_of
@@ -42,6 +42,7 @@ def words(values: dict[str, Any]) -> Any:
         "cutting": [w for w in _widgets(DataConfig) if w["path"] in _CUTTING],
         "taggers": captioners.offered(),
         "segmenters": captioners.segmenters(),
+        "upscalers": upscalers.names(),
         "faces": faces.name(),
         "local": is_local(),
     }

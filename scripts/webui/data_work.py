@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,17 @@ from ...lib.data import preparing
 from ...lib.data.findings import caption_findings, duplicate_findings
 from ...lib.data.gallery import EditPlan, Gallery, Item
 from ...lib.data.headers import PictureError, named_faults
-from ...lib.data.image_steps import Tools, steps_from
+from ...lib.data.image_steps import Background, Faces, Upscale, steps_from
 from ...lib.data.onnx_model import OnnxModel
 from ...lib.data.pictures import decode, on_white
+from ...lib.data.pieces import Step, Tools
 from ...lib.data.scan import Problem, scan
 from ...lib.data.segmentation import Segmenter
 from ...lib.data.survey import survey
 from ...lib.data.tag_rules import tag_rules
 from ...lib.data.tagger import TaggingConfig, tag_pictures
 from ...lib.files import sha256_of
-from . import captioners, faces, jobs
+from . import captioners, faces, jobs, upscalers
 from .fields import table, text
 from .folders import new_folder
 from .galleries import gallery_of, name_in, names_of, shown
@@ -36,7 +38,7 @@ Look = Callable[[Sequence[Item]], tuple[dict[Path, list[str]], Iterable[Problem]
 MOST_FINDINGS = 2000  # of each kind
 MOST_GROUPS = 300
 MOST_NOTES = 500
-_PICTURES_AT_ONCE = 8  # for which the host's queue is taken
+PICTURES_AT_ONCE = 8  # for which the host's queue is taken
 
 
 def check(values: dict[str, Any]) -> Any:
@@ -52,9 +54,8 @@ def prepare(values: dict[str, Any]) -> Any:
     given = values.get("steps")
     if not isinstance(given, list) or not given or not all(isinstance(step, dict) for step in given):
         raise ValueError("there is nothing to do; choose at least one step")
-    segmenter = str(values.get("segmenter") or "")
     steps = steps_from(given)
-    model = captioners.named_segmenter(segmenter) if segmenter else None
+    models = {name: str(values.get(name) or "") for name in ("segmenter", "upscaler")}
 
     def work(job: Job) -> dict[str, Any]:
         job.note = "reads the folder"
@@ -62,12 +63,12 @@ def prepare(values: dict[str, Any]) -> Any:
             gallery.folder,
             out,
             steps,
-            _tools(job, model),
+            _tools(job, steps, **models),
             dry_run=bool(values.get("dry_run")),
             on_progress=job.progress,
             stopped=lambda: job.stop_requested,
         )
-        return _prepared(done, out, bool(values.get("dry_run")))
+        return _prepared(gallery, done, out, bool(values.get("dry_run")))
 
     return jobs.start("prepare", gallery.folder, work).status()
 
@@ -161,8 +162,8 @@ def _captioned(
     words: dict[str, list[str]] = {}
     problems: list[Problem] = []
     job.progress(0, len(items))
-    for start in range(0, len(items), _PICTURES_AT_ONCE):
-        part = items[start : start + _PICTURES_AT_ONCE]
+    for start in range(0, len(items), PICTURES_AT_ONCE):
+        part = items[start : start + PICTURES_AT_ONCE]
         try:
             with the_queue(job) if takes_queue else nullcontext():
                 found, faults = look(part)
@@ -207,22 +208,33 @@ def _host(key: str, config: TaggingConfig) -> tuple[Look, bool]:
     return look, True
 
 
-def _tools(job: Job, segmenter: Path | None) -> Tools:
-    """What the steps need from this host: its face detector, and a segmentation model on its device."""
+def _tools(job: Job, steps: Sequence[Step], segmenter: str, upscaler: str) -> Tools:
+    """What the steps need from this host, and no more: faces, a segmentation model on its device, an upscaler."""
     from modules import devices
 
-    names = [f"faces {faces.name()}"] if faces.name() else []
-    model = Segmenter(segmenter, str(devices.device)) if segmenter is not None else None
-    if model is not None:
-        names.append(f"{model.model.path.name} {sha256_of(model.model.path)}")
+    tools, used = Tools(rules=tag_rules()), []
+    if any(isinstance(step, Faces) or (getattr(step, "focal", False) and step.face) for step in steps):  # type: ignore[attr-defined]
+        tools = replace(tools, detect_faces=faces.detector())
+        used.append(f"faces {faces.name()}")
+    if segmenter and any(isinstance(step, Background) for step in steps):
+        model = Segmenter(captioners.named_segmenter(segmenter), str(devices.device))
+        used.append(f"{segmenter} {sha256_of(model.model.path)}")
 
-    def mask(picture: Image.Image) -> Image.Image:
-        assert model is not None
-        with the_queue(job) if _takes_queue(model.model) else nullcontext():
-            return model(picture)
+        def mask(picture: Image.Image) -> Image.Image:
+            with the_queue(job) if _takes_queue(model.model) else nullcontext():
+                return model(picture)
 
-    detect = faces.detector()
-    return Tools(detect_faces=detect, background_mask=mask if model else None, rules=tag_rules(), names=tuple(names))
+        tools = replace(tools, background_mask=mask)
+    if any(isinstance(step, Upscale) for step in steps):
+        name = upscaler or next(iter(upscalers.names()), "")
+        used.append(f"upscaler {name}")
+
+        def upscale(picture: Image.Image) -> Image.Image:
+            with the_queue(job):
+                return upscalers.enlarged(picture, name)
+
+        tools = replace(tools, upscale=upscale)
+    return replace(tools, names=tuple(used))
 
 
 def _takes_queue(model: OnnxModel) -> bool:
@@ -230,8 +242,8 @@ def _takes_queue(model: OnnxModel) -> bool:
     return model.provider != "CPUExecutionProvider"
 
 
-def _prepared(done: preparing.Preparation, out: Path, dry_run: bool) -> dict[str, Any]:
-    notes = [str(p) for p in done.problems if p.severity != "note"]
+def _prepared(gallery: Gallery, done: preparing.Preparation, out: Path, dry_run: bool) -> dict[str, Any]:
+    notes = [f"{name_in(gallery, p.path)} {p.text}" for p in done.problems if p.severity != "note"]
     notes += [f"{picture.source} is left out: {picture.left_out}" for picture in done.pictures if picture.left_out]
     notes += [f"{picture.source} {note}" for picture in done.pictures for note in picture.notes]
     made = [
