@@ -248,9 +248,9 @@ window.atelier = window.atelier || {};
             },
             // Show one picture among all of them.
             goTo(name) {
-                parts.filters.set({text: name});
+                parts.filters.set({text: name.replace(/\.[^./]*$/, "")});
                 go("captions");
-                reload(true).then(() => parts.gallery.count() && parts.gallery.select(0));
+                reload(true).then(() => parts.gallery.select(parts.gallery.find(name)));
             },
             openFolder(name) {
                 folder.value = name;

@@ -48,7 +48,7 @@ window.atelier = window.atelier || {};
         return image;
     }
 
-    // gallery(set, onselect) -> {element, show(answer), update(item), select(index), selected(), item(index), count()}
+    // gallery(set, onselect) -> {element, show(answer, fromTheTop), update(item), select(index), find(name), count()}
     // `set.page(offset, limit)` asks for items.
     atelier.gallery = function(set, onselect) {
         const space = el("div", {class: "atelier-gallery-space"});
@@ -194,7 +194,12 @@ window.atelier = window.atelier || {};
                 }
             },
             select,
-            selected: () => chosen,
+            // where a picture is, by the start of its name: captions are named as their pictures
+            find(name) {
+                const stem = name.replace(/\.[^./]*$/, ".");
+                const places = [...items].filter(([, item]) => item.name === name || item.name.startsWith(stem));
+                return places.length ? (places.find(([, item]) => item.name === name) || places[0])[0] : -1;
+            },
             count: () => num
         };
     };

@@ -65,10 +65,15 @@ window.atelier = window.atelier || {};
 
     function check(set) {
         const labels = {error: "Errors: left out of training", warning: "Warnings: may not be as meant", note: "Notes"};
+        // a name of the folder leads nowhere, those of its files do
+        const finding = f => el("li", {}, f.files.length ? null : link(set, f.name), f.files.length ? "" : " ", f.text,
+            f.files.length ? el("small", {}, " ", f.files.slice(0, 50).map((name, i) => [i ? ", " : "", link(set, name)])) : null);
+        const sort = about => about.items.length === 1 ? el("ul", {}, finding(about.items[0])) :
+            el("details", {class: "atelier-more"}, el("summary", {}, about.heading, " ", el("span", {class: "atelier-chip"}, about.num)),
+                el("ul", {}, shorter(about.items.map(finding), MOST_LINES)));
         const findings = (severity, result) => result.findings[severity].length ? el("details", {class: "atelier-section", open: severity !== "note"},
-            el("summary", {}, t(labels[severity]), " ", el("span", {class: "atelier-chip"}, result.counts[severity])),
-            el("div", {class: "atelier-section-body"}, el("ul", {class: "atelier-findings"},
-                shorter(result.findings[severity].map(f => el("li", {}, link(set, f.name), " ", f.text)), MOST_LINES)))) : null;
+            el("summary", {}, t(labels[severity]), " ", el("span", {class: "atelier-chip"}, result.findings[severity].reduce((sum, s) => sum + s.num, 0))),
+            el("div", {class: "atelier-section-body atelier-findings"}, result.findings[severity].map(sort))) : null;
         const same = group => el("div", {class: "atelier-same"},
             el("small", {}, group.equal ? t("the same file") : t("nearly the same")),
             el("div", {class: "atelier-row"}, group.names.map(name => el("figure", {}, atelier.picture("data_thumbnail", {folder: set.folder, name, side: 128}), link(set, name)))));
@@ -83,7 +88,7 @@ window.atelier = window.atelier || {};
         return {
             ...work,
             element: el("div", {class: "atelier-work"}, el("p", {class: "atelier-note"}, t("Looks at every file, every caption and every pixel, and for pictures that show the same. Nothing is changed.")),
-                el("div", {class: "atelier-row"}, atelier.button("Check the folder", () => work.start({}), "primary", {id: "atelier_data_check"})), work.element)
+                el("div", {class: "atelier-row"}, atelier.button("Check the folder", () => work.start({flip: Boolean(set.training.get("data.flip")), caption_from_name: Boolean(set.training.get("data.caption_from_name"))}), "primary", {id: "atelier_data_check"})), work.element)
         };
     }
 

@@ -37,6 +37,7 @@ class Examination:
     samples: tuple[Sample, ...]  # those whose headers and captions can be read
     problems: tuple[Problem, ...]
     stopped: bool  # before every picture was looked at
+    duplicates: tuple[Duplicates, ...] = ()  # pictures that show the same; also among the problems
 
     @property
     def left_out(self) -> set[Path]:
@@ -68,7 +69,7 @@ def examine(
     ]
     # the scan and the survey see some of the same things
     problems = {(str(p), p.severity): p for p in problems}.values()
-    return Examination(found.samples, tuple(problems), seen.stopped)
+    return Examination(found.samples, tuple(problems), seen.stopped, seen.duplicates)
 
 
 def tag_counts(captions: Iterable[str]) -> list[TagCount]:

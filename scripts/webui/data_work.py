@@ -12,16 +12,15 @@ from PIL import Image
 
 from ...lib.config import ConceptConfig, DataConfig, from_dict
 from ...lib.data import preparing
-from ...lib.data.findings import caption_findings, duplicate_findings
+from ...lib.data.findings import SEVERITIES, examine
 from ...lib.data.gallery import EditPlan, Gallery, Item
 from ...lib.data.headers import PictureError, named_faults
 from ...lib.data.image_steps import Background, Faces, Upscale, steps_from
 from ...lib.data.onnx_model import OnnxModel
 from ...lib.data.pictures import decode, on_white
 from ...lib.data.pieces import Step, Tools
-from ...lib.data.scan import Problem, scan
+from ...lib.data.scan import Problem
 from ...lib.data.segmentation import Segmenter
-from ...lib.data.survey import survey
 from ...lib.data.tag_rules import tag_rules
 from ...lib.data.tagger import TaggingConfig, tag_pictures
 from ...lib.files import sha256_of
@@ -35,7 +34,7 @@ from .model import token_counter
 # pictures -> their words by path, and what is wrong with the others
 Look = Callable[[Sequence[Item]], tuple[dict[Path, list[str]], Iterable[Problem]]]
 
-MOST_FINDINGS = 2000  # of each kind
+MOST_FINDINGS = 500  # of each sort
 MOST_GROUPS = 300
 MOST_NOTES = 500
 PICTURES_AT_ONCE = 8  # for which the host's queue is taken
@@ -44,7 +43,12 @@ PICTURES_AT_ONCE = 8  # for which the host's queue is taken
 def check(values: dict[str, Any]) -> Any:
     """Begin to look at everything: files, captions, every pixel, what shows the same."""
     gallery = gallery_of(values)
-    return jobs.start("check", gallery.folder, lambda job: _checked(job, gallery)).status()
+    data = DataConfig(
+        concepts=(ConceptConfig(folder=str(gallery.folder)),),
+        flip=bool(values.get("flip")),
+        caption_from_name=bool(values.get("caption_from_name")),
+    )
+    return jobs.start("check", gallery.folder, lambda job: _checked(job, gallery, data)).status()
 
 
 def prepare(values: dict[str, Any]) -> Any:
@@ -118,41 +122,42 @@ def words_of(job_id: str, gallery: Gallery) -> EditPlan:
     return gallery.plan_words(words, existing, title)
 
 
-def _checked(job: Job, gallery: Gallery) -> dict[str, Any]:
+def _checked(job: Job, gallery: Gallery, data: DataConfig) -> dict[str, Any]:
     job.note = "reads the folder"
-    found = scan(DataConfig(concepts=(ConceptConfig(folder=str(gallery.folder)),)))
-    job.note = ""
-    looked = survey(
-        found.samples,
-        DataConfig().max_megapixels,
-        on_progress=job.progress,
-        stopped=lambda: job.stop_requested,
-    )
     num_tokens = token_counter()
-    problems = [
-        *found.problems,
-        *looked.problems,
-        *caption_findings(found.samples, tag_rules(), num_tokens),
-        *duplicate_findings(looked.duplicates),
-    ]
-    problems = list({(str(p), p.severity): p for p in problems}.values())
-    by_severity = {
-        severity: [p for p in problems if p.severity == severity] for severity in ("error", "warning", "note")
-    }
+
+    def on_progress(done: int, total: int) -> None:
+        job.note = ""
+        job.progress(done, total)
+
+    found = examine(data, tag_rules(), num_tokens, on_progress=on_progress, stopped=lambda: job.stop_requested)
     return {
         "num": len(found.samples),
-        "num_left_out": len({p.path for p in by_severity["error"]}),
-        "counts": {severity: len(said) for severity, said in by_severity.items()},
-        "findings": {
-            severity: [_finding(gallery, p) for p in said[:MOST_FINDINGS]] for severity, said in by_severity.items()
-        },
+        "num_left_out": len(found.left_out),
+        "findings": {severity: _sorts(gallery, found.problems, severity) for severity in SEVERITIES},
         "tokens": num_tokens is not None,
-        "num_groups": len(looked.duplicates),
+        "num_groups": len(found.duplicates),
         "groups": [
             {"equal": group.equal, "names": [name_in(gallery, path) for path in group.paths]}
-            for group in looked.duplicates[:MOST_GROUPS]
+            for group in found.duplicates[:MOST_GROUPS]
         ],
     }
+
+
+def _sorts(gallery: Gallery, problems: Iterable[Problem], severity: str) -> list[dict[str, Any]]:
+    """The problems of a severity by their sort, the most frequent first."""
+    sorts: dict[str, list[Problem]] = {}
+    for problem in problems:
+        if problem.severity == severity:
+            sorts.setdefault(problem.heading, []).append(problem)
+    return [
+        {
+            "heading": heading,
+            "num": sum(len(problem.about) for problem in alike),
+            "items": [_finding(gallery, problem) for problem in alike[:MOST_FINDINGS]],
+        }
+        for heading, alike in sorted(sorts.items(), key=lambda item: -len(item[1]))
+    ]
 
 
 def _captioned(
@@ -262,5 +267,9 @@ def _prepared(gallery: Gallery, done: preparing.Preparation, out: Path, dry_run:
     }
 
 
-def _finding(gallery: Gallery, problem: Problem) -> dict[str, str]:
-    return {"name": name_in(gallery, problem.path), "text": problem.text}
+def _finding(gallery: Gallery, problem: Problem) -> dict[str, Any]:
+    return {
+        "name": name_in(gallery, problem.path),
+        "text": problem.text,
+        "files": [name_in(gallery, path) for path in problem.files[:MOST_FINDINGS]],
+    }

@@ -59,7 +59,7 @@ def test_a_check_names_what_is_wrong_and_changes_nothing(host, photos):
     status = ended(data_work.check({"folder": str(photos)}))
     assert (status["phase"], status["error"], status["done"]) == ("finished", "", 5)
     result = status["result"]
-    said = {(f["name"], severity) for severity, found in result["findings"].items() for f in found}
+    said = {(f["name"], severity) for severity, found in result["findings"].items() for s in found for f in s["items"]}
     assert {("half.png", "error"), ("red.png", "warning"), ("red.png", "note")} <= said
     assert result["groups"] == [{"equal": True, "names": ["blue.png", "same.png"]}]
     assert result["num_left_out"] == 1 and not result["tokens"] and everything(photos) == before
