@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -48,7 +49,7 @@ class TagRules:
     def is_feature(self, tag: str) -> bool:
         """Whether a tag says what a character looks like, rather than what it does, wears or where it is."""
         name = plain(tag)
-        return name not in self.not_features and any(fnmatch.fnmatchcase(name, p) for p in self.character_features)
+        return name not in self.not_features and _any_of(self.character_features).match(name) is not None
 
     def people(self, names: Iterable[str]) -> list[str]:
         """Of plain tags those that say that a picture shows two or more people, in the order of the table."""
@@ -59,7 +60,12 @@ class TagRules:
 
     def is_asymmetric(self, tag: str) -> bool:
         """Whether a tag says that a mirrored picture would show something else."""
-        return any(fnmatch.fnmatchcase(plain(tag), p) for p in self.asymmetric)
+        return _any_of(self.asymmetric).match(plain(tag)) is not None
+
+
+@lru_cache(maxsize=16)
+def _any_of(globs: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(fnmatch.translate, globs)) or r"(?!)")
 
 
 def plain(tag: str) -> str:

@@ -81,7 +81,7 @@ class Place:
 
     def tags(self, *more: str, base: str = "1girl, solo") -> str:
         """A caption without a fault, and `more`."""
-        own = list(self.rng.choice(TAGS, int(self.rng.integers(4, 17)), replace=False))
+        own = list(self.rng.choice(TAGS, int(self.rng.integers(4, 13)), replace=False))
         for tag in more:
             own.insert(int(self.rng.integers(0, len(own) + 1)), tag)
         return ", ".join([base, *own] if base else own)
