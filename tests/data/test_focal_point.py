@@ -60,7 +60,8 @@ def test_nothing_found_is_the_middle():
 
 def test_faces_count_alike_however_many_and_large_they_are():
     boxes = [(0, 0, 40, 40), (300, 100, 400, 200), (340, 0, 360, 20)]
-    assert face_point(plain(), lambda pixels: boxes) == pytest.approx(((20 + 350 + 350) / 1200, (20 + 150 + 10) / 600))
+    thirds = 40 / 3 + (100 + 100 / 3) + 20 / 3
+    assert face_point(plain(), lambda pixels: boxes) == pytest.approx(((20 + 350 + 350) / 1200, thirds / 600))
 
 
 def test_a_face_alone_is_the_focus_and_the_detector_sees_the_picture_as_rgb():
@@ -69,7 +70,7 @@ def test_a_face_alone_is_the_focus_and_the_detector_sees_the_picture_as_rgb():
 
     def detect(pixels):
         seen.append((pixels.shape, pixels.dtype, tuple(pixels[5, 5])))
-        return [(30, 10, 60, 30)]
+        return [(30, 10, 60, 40)]
 
     assert focal_point(image, SQUARE, detect_faces=detect) == pytest.approx((0.15, 0.2))
     assert seen == [((100, 300, 3), np.uint8, (10, 20, 30))]
@@ -80,7 +81,7 @@ def test_a_face_pulls_by_its_documented_share():
     no_face = focal_point(image, SQUARE)
     analysed = grey(image.convert("L").resize((256, 128), Image.Resampling.BOX))
     edges, entropy = edge_point(analysed), entropy_point(analysed, SQUARE)
-    face = focal_point(image, SQUARE, detect_faces=lambda pixels: [(30, 90, 50, 110)])
+    face = focal_point(image, SQUARE, detect_faces=lambda pixels: [(30, 90, 50, 120)])
     for axis in (0, 1):
         rest = 0.5 * edges[axis] + 0.15 * entropy[axis]
         assert no_face[axis] == pytest.approx(rest / 0.65)
@@ -90,6 +91,14 @@ def test_a_face_pulls_by_its_documented_share():
 @pytest.mark.parametrize("at", [(0.2, 0.3), (0.5, 0.5), (0.85, 0.7)])
 def test_the_corners_of_a_square_mean_its_middle(at):
     assert edge_point(grey(with_square(at))) == pytest.approx(at, abs=0.01)
+
+
+def test_corners_in_the_lowest_tenth_do_not_count():
+    image = with_square((0.3, 0.4))
+    for x in range(200, 400, 20):  # a watermark
+        ImageDraw.Draw(image).rectangle([x, 187, x + 8, 195], fill="black")
+    assert edge_point(grey(image)) == pytest.approx((0.3, 0.4), abs=0.01)
+    assert edge_point(grey(image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)))[0] > 0.5
 
 
 def test_edges_without_corners_are_no_point():
