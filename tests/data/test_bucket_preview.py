@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sd_atelier.lib.config import ConceptConfig, DataConfig
 from sd_atelier.lib.data.bucket_preview import bucket_counts, bucket_cut, bucket_preview
+from sd_atelier.lib.data.cache import LatentCache
 from sd_atelier.lib.data.pictures import load
 from sd_atelier.lib.data.scan import scan
 
@@ -32,6 +34,32 @@ def test_what_is_shown_as_trained_is_what_training_loads(samples):
         picture = load(sample.path, sample.bucket, False, 200.0)
         assert (preview.trained == picture.pixels).all() and preview.cut.geometry == picture.geometry
         assert preview.trained.shape == (sample.bucket[1], sample.bucket[0], 3)
+
+
+class Keeping:
+    """An autoencoder whose latents are the pixels."""
+
+    scale_px, key = 8, "keeping"
+
+    def encode(self, x):
+        return torch.nn.functional.pixel_unshuffle(x, 8)
+
+
+@pytest.mark.parametrize("upscale", [True, False])
+def test_what_is_shown_is_what_the_model_is_trained_on_pixel_for_pixel(samples, tmp_path_factory, upscale):
+    if not upscale:
+        data = {"resolution": 64, "bucket_step": 8, "bucket_min_px": 32, "bucket_max_px": 128, "bucket_upscale": False}
+        concepts = (ConceptConfig(folder=str(samples[0].path.parent)),)
+        samples = scan(DataConfig(concepts=concepts, **data)).samples
+    options = {"device": "cpu", "flip": True, "alpha_mask": False, "max_megapixels": 200.0}
+    cache, problems = LatentCache.build(tmp_path_factory.mktemp("cache"), samples, Keeping(), **options)
+    assert len(cache) == len(samples) == 7 and not [p for p in problems if p.severity == "error"]
+    for sample in samples:
+        shown = bucket_preview(sample, 200.0).trained
+        for flipped in (False, True):
+            x = torch.nn.functional.pixel_shuffle(cache.get(sample.name, flipped)[0][None], 8)[0]
+            pixels = ((x + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+            assert (pixels == (shown[:, ::-1] if flipped else shown)).all()
 
 
 def test_the_box_is_the_part_of_the_original_that_training_sees(samples):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sd_atelier.lib import files
 from sd_atelier.lib.data import caption_files
-from sd_atelier.lib.data.tag_edits import EDITS, edit
+from sd_atelier.lib.data.tag_edits import EDITS, TagFilter, edit
 from sd_atelier.lib.data.tag_rules import tag_rules
 
 RULES = tag_rules()
@@ -56,6 +56,63 @@ def test_undoing_a_random_sequence_of_edits_restores_every_byte(tmp_path, seed):
     assert everything(tmp_path) == states[0] and not (tmp_path / ".atelier-undo").exists()
     with pytest.raises(ValueError, match="there is no edit to undo"):
         caption_files.undo(tmp_path)
+
+
+def captions_of(path: Path) -> dict[str, bytes]:
+    return {name: data for name, data in everything(path).items() if not name.startswith(".atelier-undo/")}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_is_done_undone_and_cut_in_turn_comes_back_byte_for_byte(tmp_path, monkeypatch, seed):
+    pictures, rng = folder_of(tmp_path, seed), random.Random(1000 + seed)
+    first, states = everything(tmp_path), [captions_of(tmp_path)]
+    write, num_undone, num_cut = caption_files.write_bytes, 0, 0
+
+    def change() -> list[caption_files.CaptionChange]:
+        kind = rng.choice(["edit", "edit", "edit", "words", "names", "utf8"])
+        some = rng.sample(pictures, rng.randint(1, len(pictures)))
+        if kind == "words":
+            found = {picture: rng.sample(["cat", "hat", "caf\u00e9", "red hat"], 2) for picture in some}
+            return caption_files.plan_words(found, rng.choice(caption_files.EXISTING))
+        if kind == "edit":
+            name = rng.choice(list(EDITS))
+            chosen = TagFilter(any=("hat", "cup"), most=rng.randint(1, 8))
+            return caption_files.plan(some, edit(name, WORDS.get(name, ""), RULES), chosen.matches)
+        return caption_files.plan(some, str.strip, from_name=kind == "names", as_utf8=True)
+
+    for _ in range(25):
+        if rng.random() < 0.3 and len(states) > 1:
+            caption_files.undo(tmp_path)
+            states.pop()
+            num_undone += 1
+            assert captions_of(tmp_path) == states[-1]
+            continue
+        changes = change()
+        if changes and rng.random() < 0.2:
+            # the program dies somewhere in the middle of it
+            left = rng.randrange(len(changes))
+            lost = {one.path for one in rng.sample(changes, len(changes) - left)}
+
+            def dying(path, data, lost=lost):
+                if path in lost:
+                    raise OSError(5, "cut here")
+                return write(path, data)
+
+            monkeypatch.setattr(caption_files, "write_bytes", dying)
+            with pytest.raises(OSError, match="cut here"):
+                caption_files.apply(changes, tmp_path, "cut")
+            monkeypatch.setattr(caption_files, "write_bytes", write)
+            num_cut += 1
+            caption_files.undo(tmp_path)
+            assert captions_of(tmp_path) == states[-1]
+        elif caption_files.apply(changes, tmp_path, "edit") is not None:
+            states.append(captions_of(tmp_path))
+            assert states[-1] != states[-2]
+    assert num_undone + num_cut > 2
+    for state in states[-2::-1]:
+        caption_files.undo(tmp_path)
+        assert captions_of(tmp_path) == state
+    assert everything(tmp_path) == first
 
 
 @pytest.mark.parametrize("cut_after", range(6))

@@ -52,6 +52,27 @@ def test_a_table_in_the_published_layout_is_read(tmp_path):
         assert tags[4] == TagName("long_hair", GENERAL) and tags[7] == TagName("saber_(fate)", CHARACTER)
 
 
+# What the published tables have beside the plain rows: commas and quotes in names, further columns and categories.
+ODD = r'''tag_id,name,category,count,ips
+9999999,general,9,807858,[]
+1279,"don't_say_""lazy""",3,900,[]
+77,"1,000_thighs",0,30,[]
+88,;),0,7000,[]
+99,\||/,0,6000,[]
+100,hatsune_miku_(append),4,5000,"[""vocaloid""]"
+101,some_artist,1,10,[]
+102,highres,5,9,[]
+'''
+
+
+def test_what_published_tables_have_beside_plain_rows_is_read_and_only_tags_are_taken(tmp_path):
+    (tmp_path / "t.csv").write_text(ODD.replace("\n", "\r\n"), "utf-8", newline="")
+    tags = read_tags(tmp_path / "t.csv")
+    assert [tag.name for tag in tags][1:5] == ['don\'t_say_"lazy"', "1,000_thighs", ";)", "\\||/"]
+    found = chosen_tags(np.ones(len(tags), np.float32), tags, config(order="csv", escape=True))
+    assert [tag.tag for tag in found] == ["1,000 thighs", ";\\)", "\\\\||/", r"hatsune miku \(append\)"]
+
+
 @pytest.mark.parametrize(
     "text", ["", "a,b\n1,2\n", "tag_id,name,category,count\n1,x,general,3\n", "name,category\nx\n"]
 )
