@@ -11,14 +11,16 @@ import inspect
 import re
 import types
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import comfy.model_base
 import comfy.model_management
 import comfy.sample
 import comfy.sd
+import comfy.sdxl_clip
 import numpy as np
 import torch
 from PIL import Image
@@ -30,7 +32,8 @@ from ..lib.strip.render import Column, Paint
 
 _MAX_DEPTH = 6  # of what patches hold; deeper things hardly decide a picture
 _NETWORK = re.compile(r"lora|hada_|lokr_|oft_|dora_scale|\.(diff|diff_b|alpha|w_norm|b_norm|set_weight|a1\.weight)$")
-_known: weakref.WeakKeyDictionary[Any, dict[str, str]] = weakref.WeakKeyDictionary()
+_PROJECTION = "text_projection.weight"
+_known: weakref.WeakKeyDictionary[Any, dict[tuple[str, ...], str]] = weakref.WeakKeyDictionary()
 
 
 class ComfyPainter:
@@ -62,10 +65,10 @@ class ComfyPainter:
             "host": "comfyui",
             "sampler": sampler_name,
             "scheduler": scheduler,
-            "clip": "" if clip is None else fingerprint_of(clip.patcher) + str(clip.layer_idx),
-            "vae": checksum(sorted(_tensors(vae.first_stage_model).items())),
-            "positive": _described(positive),
-            "negative": _described(negative),
+            "clip": "" if clip is None else fingerprint_of(clip.patcher, _unread(model, clip)) + str(clip.layer_idx),
+            "vae": fingerprint_of(vae.patcher),
+            "positive": _described(_read(model, positive)),
+            "negative": _described(_read(model, negative)),
         }
 
     def column(self, label: str, path: Path | None) -> Column:
@@ -194,17 +197,42 @@ def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in module.state_dict().items() if torch.is_tensor(tensor)}
 
 
-def fingerprint_of(patcher: Any) -> str:
-    """A model exactly: every bit of its weights, and all that is patched onto it; the same in another session.
+def _takes_pooled_text(model: Any) -> bool:
+    """Whether a model is told the pooled output of the text encoder. Those of Stable Diffusion 1 and 2 are not."""
+    return type(model.model).encode_adm is not comfy.model_base.BaseModel.encode_adm
 
-    The weights are read once for each loaded model.
+
+def _unread(model: Any, clip: Any) -> list[str]:
+    """Weights of the text encoder that no picture depends on.
+
+    Most files lack the projection of CLIP L's pooled output, which ComfyUI then leaves as the memory happened to be.
+    """
+    encoder = clip.cond_stage_model
+    names = [name for name in encoder.state_dict() if name.endswith(_PROJECTION)]
+    if not _takes_pooled_text(model):
+        return names
+    # of the two it takes the pooled output of CLIP G
+    return [n for n in names if n.startswith("clip_l.")] if isinstance(encoder, comfy.sdxl_clip.SDXLClipModel) else []
+
+
+def _read(model: Any, conditioning: Any | None) -> Any:
+    """What of a conditioning a picture depends on."""
+    if conditioning is None or _takes_pooled_text(model):
+        return conditioning
+    return [[text, {k: v for k, v in facts.items() if k != "pooled_output"}] for text, facts in conditioning]
+
+
+def fingerprint_of(patcher: Any, unread: Collection[str] = ()) -> str:
+    """A model exactly: every bit of its weights but those of `unread`, and all that is patched onto it; the same in
+    another session. The weights are read once for each loaded model.
     """
     weights = _known.setdefault(patcher.model, {})
-    if "weights" not in weights:
-        weights["weights"] = _base_checksum(patcher)
+    which = tuple(sorted(unread))
+    if which not in weights:
+        weights[which] = _base_checksum(patcher, which)
     patches = {str(key): value for key, value in sorted(patcher.patches.items(), key=lambda item: str(item[0]))}
     about = [
-        weights["weights"],
+        weights[which],
         _described(patches),
         _described({str(k): v for k, v in sorted(patcher.object_patches.items())}),
         _described(patcher.model_options),
@@ -212,13 +240,13 @@ def fingerprint_of(patcher: Any) -> str:
     return hashlib.sha256("\0".join(about).encode()).hexdigest()
 
 
-def _base_checksum(patcher: Any) -> str:
+def _base_checksum(patcher: Any, unread: Collection[str]) -> str:
     """Of the weights without patches: a loaded model may hold them merged, and keeps what was there beside it."""
     tensors = _tensors(patcher.model)
     for key, backup in getattr(patcher, "backup", {}).items():
         if str(key) in tensors:
             tensors[str(key)] = backup.weight if hasattr(backup, "weight") else backup
-    return checksum(sorted(tensors.items()))
+    return checksum(sorted((name, tensor) for name, tensor in tensors.items() if name not in unread))
 
 
 def _described(value: Any, depth: int = 0) -> str:
