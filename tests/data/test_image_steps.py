@@ -230,3 +230,21 @@ def test_which_steps_may_call_a_model_is_known():
     ):
         assert calls_models(steps_from(values), some) == calls
         assert not calls_models(steps_from(values), Tools())
+
+
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_no_step_changes_the_picture_that_it_gets(name, mode):
+    tools = Tools(
+        detect_faces=lambda seen: [(10, 10, 90, 90)],
+        background_mask=lambda seen: Image.linear_gradient("L").resize(seen.size),
+        upscale=lambda seen: seen.resize((2 * seen.width, 2 * seen.height)),
+    )
+    image = noise(260, 120).convert(mode)
+    before = image.tobytes()
+    (step,) = steps_from([{"step": name}])
+    pieces = step.pieces(Piece(image, "1girl, eyepatch"), tools)
+    assert image.tobytes() == before and image.mode == mode
+    assert pieces and len({piece.suffix for piece in pieces}) == len(pieces)
+    for piece in pieces:
+        assert piece.image.mode in ("RGB", "RGBA") and min(piece.image.size) > 0 and piece.caption == "1girl, eyepatch"
