@@ -167,7 +167,7 @@ def test_prepare_says_what_it_would_make_makes_it_and_goes_on(folder, tmp_path_f
     assert main([*words, "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "a.png -> a.png 64 x 48, a-flip.png 64 x 48" in said and "8 pictures would be made, 0 were there" in said
-    assert "e.jpg is left out: shows nearly the same as d.png" in said and not out.exists()
+    assert "left out (1):\n  e.jpg shows nearly the same as d.png" in said and not out.exists()
     assert main(words) == 0
     assert "8 pictures made, 0 were there" in capsys.readouterr().out
     with Image.open(out / "a-flip.png") as image:
@@ -205,3 +205,18 @@ def test_pictures_are_tagged_and_taken_back(folder, tmp_path_factory, capsys):
     assert main(["data", "undo", str(folder)]) == 0
     del before["a.txt"]
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_a_folder_in_quotes_is_found_and_a_missing_one_is_named(folder, capsys):
+    assert main(["data", "tags", f'"{folder}"', "--least", "5"]) == 0
+    assert capsys.readouterr().out.split() == ["5", "1girl"]
+    assert main(["data", "undo", str(folder / "nowhere")]) == 2
+    assert "FOLDER: there is no folder" in capsys.readouterr().err
+
+
+def test_what_prepare_says_of_many_pictures_is_one_line(folder, tmp_path_factory, capsys):
+    out = tmp_path_factory.mktemp("new") / "out"
+    assert main(["data", "prepare", str(folder), str(out), "--crop", "128x128"]) == 0
+    said = capsys.readouterr().out
+    assert "  is enlarged to ... of its size (5): a.png, b.png, c.png, d.png, e.jpg" in said
+    assert len(said.splitlines()) == 3

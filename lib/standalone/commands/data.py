@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from ...config import ConceptConfig, DataConfig, from_dict
 from ...data import caption_files
 from ...data.findings import SEVERITIES, duplicate_findings, examine, summary, tag_counts
 from ...data.headers import printable
-from ...data.scan import Problem, scan
+from ...data.scan import Problem, folder_at, scan
 from ...data.survey import survey
 from ...data.tag_edits import EDITS, TagFilter, edit, in_turn
 from ...data.tag_rules import tag_rules
@@ -85,6 +84,7 @@ def _add_tag(tag: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do it. Returns 0, 1 where `check` finds an error, 3 where it was stopped. Errors: `ValueError` in a sentence."""
+    args.folder = Path(folder_at(str(args.folder), "FOLDER"))
     return args.run_action(args)
 
 
@@ -105,10 +105,8 @@ def _check(args: argparse.Namespace) -> int:
             on_progress=counting(terminal, "looked at"),
             stopped=lambda: stop.requested,
         )
-    root = Path(os.path.abspath(args.folder))
-    print(
-        "\n".join(_every(found.problems) if args.all else summary(found.problems, root)) or "nothing is wrong with it"
-    )
+    lines = _every(found.problems) if args.all else summary(found.problems, args.folder)
+    print("\n".join(lines) or "nothing is wrong with it")
     counts = Counter(problem.severity for problem in found.problems)
     print(
         f"{len(found.samples)} pictures, {len(found.left_out)} left out, {counts['warning']} warnings, "
@@ -152,7 +150,7 @@ def _tags(args: argparse.Namespace) -> int:
 
 def _dedupe(args: argparse.Namespace) -> int:
     data = _data(args.folder)
-    seen = survey(scan(data).samples, data.max_megapixels)
+    seen = survey(scan(data).samples, data.max_megapixels, on_progress=counting(Terminal(), "looked at"))
     problems = duplicate_findings(seen.duplicates)
     for problem in problems:
         print(problem)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ from ...config import ConceptConfig, DataConfig, checked
 from ...data import preparing
 from ...data.aesthetic import AestheticScorer, score_pictures, score_table
 from ...data.bucket_preview import bucket_counts, bucket_cut, bucket_preview
+from ...data.findings import summary
 from ...data.headers import printable
 from ...data.image_steps import steps_from
 from ...data.pieces import Tools
-from ...data.scan import scan
+from ...data.scan import Problem, scan
 from ...data.segmentation import Segmenter
 from ...data.tag_rules import tag_rules
 from ...files import make_folder, safe_name, sha256_of, write_bytes, write_image
@@ -70,8 +70,7 @@ def add_score(parser: argparse.ArgumentParser) -> None:
 def score(args: argparse.Namespace) -> int:
     """The score of each picture, the best first. Returns 0, or 3 where it was stopped."""
     scorer = AestheticScorer(args.model, str(choose_device(args.device)))
-    folder = Path(os.path.abspath(args.folder))
-    samples = scan(DataConfig(concepts=(ConceptConfig(folder=str(folder)),))).samples
+    samples = scan(DataConfig(concepts=(ConceptConfig(folder=str(args.folder)),))).samples
     terminal = Terminal()
     stop = StopRequest(terminal)
     with stop.listening():
@@ -84,9 +83,9 @@ def score(args: argparse.Namespace) -> int:
     for problem in found.problems:
         print(f"{problem}; it gets no score")
     for path, value in sorted(found.scores.items(), key=lambda item: (-item[1], item[0])):
-        print(f"{value:8.3f}  {printable(path.relative_to(folder))}")
+        print(f"{value:8.3f}  {printable(path.relative_to(args.folder))}")
     if args.save:
-        write_bytes(args.save, score_table(found.scores, folder))
+        write_bytes(args.save, score_table(found.scores, args.folder))
     return 3 if found.stopped else 0
 
 
@@ -132,19 +131,24 @@ def prepare(args: argparse.Namespace) -> int:
             on_progress=counting(terminal, "looked at"),
             stopped=lambda: stop.requested,
         )
-    for problem in result.problems:
-        if problem.severity != "note":
-            print(problem)
+    said = [problem for problem in result.problems if problem.severity != "note"]
     for picture in result.pictures:
+        source = args.folder / picture.source
         if picture.left_out:
-            print(f"{picture.source} is left out: {picture.left_out}")
-        for note in picture.notes:
-            print(f"{picture.source} {note}")
+            said.append(Problem(source, picture.left_out, "error", _heading(picture.left_out)))
+        said += [Problem(source, note, "note", _heading(note)) for note in picture.notes]
         if args.dry_run and picture.made:
             print(f"{picture.source} -> {', '.join(f'{n} {w} x {h}' for n, (w, h) in picture.outputs.items())}")
+    for line in summary({(str(p), p.severity): p for p in said}.values(), args.folder):
+        print(line)
     made = "would be made" if args.dry_run else "made"
     print(f"{result.num_made} pictures {made}, {result.num_kept} were there" + (", stopped" if result.stopped else ""))
     return 3 if result.stopped else 0
+
+
+def _heading(note: str) -> str:
+    """What notes that differ in names and numbers have in common."""
+    return re.sub(r"\d[\d.]*", "...", re.split(r": | \(| as ", note)[0])
 
 
 def _steps(args: argparse.Namespace) -> list[dict[str, Any]]:
