@@ -132,6 +132,7 @@ window.atelier = window.atelier || {};
             set.review(atelier.difference(plan, () => set.attempt(async() => {
                 const done = await set.ask("data_apply", {...what, digest: plan.digest});
                 set.review(null);
+                set.undoable(done.undo);
                 await set.reload();
                 set.message.ok(t("{n} captions were written; Undo takes them back.", {n: done.num}));
             }), () => set.review(null)));
@@ -291,6 +292,7 @@ window.atelier = window.atelier || {};
         });
 
         function go(name) {
+            message.clear();
             for (const [tab, page] of Object.entries(parts.pages)) {
                 page.hidden = tab !== name;
                 parts.tabs[tab].setAttribute("aria-selected", tab === name ? "true" : "false");
