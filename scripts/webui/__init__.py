@@ -21,6 +21,14 @@
     curves.py         a schedule as it is drawn
     catalogue.py      the runs on the disk, as they are shown
     model.py          the loaded checkpoint, as it is shown
+    data_set.py       a data set: gallery, edits, what will be cut
+    data_work.py      what takes long on it: checking, preparing, captions by models
+    jobs.py           work in the background, found again by a page
+    galleries.py      the galleries that requests name
+    captioners.py     taggers in our folder, and the host's own BLIP and DeepDanbooru
+    upscalers.py      the host's upscalers whose models are here
+    faces.py          faces by the host's OpenCV
+    fields.py         the fields of a request, and pictures as answers
     strip.py          checkpoint strips by the host's own sampling
     borrowed_names.py LoRA files under names for prompts, for a while
     grid.py           the axis of the X/Y/Z plot
