@@ -24,6 +24,7 @@ from .comparison import PictureLoss, by_picture
 from .config import RunConfig, to_dict
 from .records import RATE, read_losses, read_probe, read_run
 from .run_folder import RunFolder
+from .strip.growing import STEM
 from .verdicts import flags, verdicts
 
 MAX_PICTURES = 300  # rows of the table; thousands would be read by nobody
@@ -50,7 +51,7 @@ def write_report(run_folder: Path | str) -> Path:
     body = [
         f"<header><h1>{_text(name)}</h1>{_facts(_about(run, steps, pictures))}</header>",
         _section("What it came to", "".join(f"<p>{_text(line)}</p>" for line in verdicts(probes, pictures))),
-        _strip(run.path / "strip.png"),
+        _strip(run.path / "strip.png") or _strip(run.path / f"{STEM}.png"),
         # charts have their title in them
         _section("", _figure(drawn / "probe.png", "Controlled loss by step")),
         _section("", _figure(drawn / "loss.png", "Loss in training by step")),
@@ -157,7 +158,7 @@ def _strip(path: Path) -> str:
             buffer = io.BytesIO()
             image.convert("RGB").save(buffer, "JPEG", quality=88)
     except (OSError, Image.DecompressionBombError):
-        return _section("Strip", "<p class=note>strip.png cannot be shown here.</p>")
+        return _section("Strip", f"<p class=note>{path.name} cannot be shown here.</p>")
     return _section("Strip", _picture(buffer.getvalue(), "jpeg", "Checkpoints side by side, reduced"))
 
 

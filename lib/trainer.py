@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -36,6 +37,7 @@ from .previews import make_previews
 from .probe import Probe
 from .recorder import Recorder
 from .run_folder import RunFolder
+from .strip.growing import write_page, write_strip
 from .trainables import Trainable
 
 RETRY_SECONDS = 20.0  # between attempts to save while the disk is full
@@ -155,10 +157,13 @@ class Trainer:
         """
         with self.ready():
             try:
-                return self._loop()
+                outcome = self._loop()
             except BaseException as error:
+                self._show_previews(write_page)
                 self._rescue(error)
                 raise
+        self._show_previews(write_strip)
+        return outcome
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -362,6 +367,14 @@ class Trainer:
     def _make_previews(self) -> None:
         preview, resolution = self.config.preview, self.config.data.resolution
         self.notes += make_previews(self.host, preview, resolution, self.run.previews, self.step)
+        self._show_previews(partial(write_page, grows=True))
+
+    def _show_previews(self, write: Callable[[RunFolder], object]) -> None:
+        """Write the strip of the previews; nothing that is wrong with it costs the run."""
+        try:
+            write(self.run)
+        except (OSError, ValueError) as error:
+            self.notes.append(f"the strip of the previews was not written: {error}")
 
     def _due(self, every_steps: int) -> bool:
         return bool(every_steps) and self.step % every_steps == 0

@@ -21,11 +21,9 @@ from ..lib.checkpoints import MARKER
 from ..lib.config import RunConfig
 from ..lib.records import read_run
 from ..lib.run_folder import RunFolder, differences
-from ..lib.strip.cells import Cell
-from ..lib.strip.publish import compose
+from ..lib.strip.growing import STEM, preview_files, write_strip
 
 PUBLISHED = "published.json"  # in a run folder: the stem of a checkpoint -> what it is called where the host lists it
-_PREVIEW = re.compile(r"(\d{6,18})-(\d+)-.*\.png", re.DOTALL)
 _publishing = threading.Lock()
 
 
@@ -112,34 +110,14 @@ def losses(run: RunFolder) -> list[float]:
     return [float(loss) for loss in read_run(run.path / "run.csv")["loss"]]
 
 
-def previews(run: RunFolder) -> dict[tuple[int, int], Path]:
-    """(step, number of the prompt from 1) -> picture."""
-    found = {}
-    for path in sorted(run.previews.iterdir()) if run.previews.is_dir() else ():
-        match = _PREVIEW.fullmatch(path.name)
-        if match:
-            found[int(match[1]), int(match[2])] = path
-    return found
-
-
 def strip_of_previews(run: RunFolder) -> Image.Image | None:
-    """The previews side by side, steps along X and prompts along Y, also written as previews.png; None without any."""
-    found = previews(run)
+    """The first page of the run's strip of previews, which is made where it is older than them; None without any."""
+    found = preview_files(run)
     if not found:
         return None
-    steps, numbers = sorted({step for step, _ in found}), sorted({number for _, number in found})
-    prompts = run.config.preview.prompts
-    rows = [
-        f"{prompts[number - 1]}\nseed {run.config.preview.seed + number - 1}" if number <= len(prompts) else ""
-        for number in numbers
-    ]
-    pages = compose(
-        [f"{run.path.name}-{step:06d}" for step in steps],
-        rows,
-        [Cell(steps.index(s), numbers.index(n), path, file=f"previews/{path.name}") for (s, n), path in found.items()],
-        run.path / "previews.png",
-        title=run.path.name,
-        base=0 if steps[0] == 0 else None,
-    )
-    with Image.open(pages[0]) as image:
+    page: Path | None = run.path / f"{STEM}.png"
+    if not page.is_file() or page.stat().st_mtime_ns < max(path.stat().st_mtime_ns for path in found.values()):
+        page = write_strip(run)
+    assert page is not None
+    with Image.open(page) as image:
         return image.convert("RGB")

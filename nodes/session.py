@@ -18,6 +18,7 @@ from ..lib.data.given import Given
 from ..lib.host import Progress, SampleRequest
 from ..lib.preparation import Prepared
 from ..lib.run_folder import ResumeRefused, RunFolder
+from ..lib.strip.growing import preview_files
 from ..lib.trainer import Outcome
 from . import curve, keeping, paths
 from .live import LiveRun
@@ -107,7 +108,7 @@ class Shower:
         assert self._prepared is not None
         self._picture = image.convert("RGB")
         number = request.seed - self._prepared.trainer.config.preview.seed + 1
-        path = keeping.previews(self._prepared.run).get((step, number))
+        path = preview_files(self._prepared.run).get((step, number))
         if path is not None:
             self.live.preview(step, request.prompt, request.seed, as_view(path))
 

@@ -187,6 +187,12 @@ def test_strip_is_shown_and_a_large_one_reduced(size, kind, plain_charts, tmp_pa
     assert len(sources) == 4 and sources[0].startswith(f"data:image/{kind};base64,")
 
 
+def test_previews_are_shown_where_there_is_no_strip(plain_charts, tmp_path):
+    folder = make_run(tmp_path)
+    Image.new("RGB", (60, 40), "red").save(folder / "previews.png")
+    assert "Checkpoints side by side" in report.write_report(folder).read_text("utf-8")
+
+
 def test_strip_that_is_no_picture_does_not_stop_the_report(plain_charts, tmp_path, monkeypatch):
     folder = make_run(tmp_path)
     monkeypatch.setattr(report, "MAX_STRIP_BYTES", 3)

@@ -9,4 +9,5 @@ png.py        PNG files written band by band
 page.py       composing pages of any size in the memory of one row
 gallery.py    the HTML page
 publish.py    a strip's files, from its cells
+growing.py    the previews of a run as a strip that grows while it trains
 """

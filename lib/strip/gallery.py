@@ -24,8 +24,13 @@ td.empty { background: #F1F4F6; color: #B45309; padding: 8px; font-size: 13px }
 """
 
 
-def gallery(sheet: Sheet, cells: Mapping[tuple[int, int], Cell], cell_size: tuple[int, int]) -> str:
-    """The page, as text. Cells are links to their files beside the page; a strip without files shows labels alone."""
+def gallery(
+    sheet: Sheet, cells: Mapping[tuple[int, int], Cell], cell_size: tuple[int, int], refresh_seconds: int = 0
+) -> str:
+    """The page, as text. Cells are links to their files beside the page; a strip without files shows labels alone.
+
+    With `refresh_seconds` a browser loads the page again after so many seconds.
+    """
     width, height = cell_size
     shown = min(256, max(width, 192))
     size = f'width="{shown}" height="{max(1, round(shown * height / width))}"'
@@ -43,13 +48,14 @@ def gallery(sheet: Sheet, cells: Mapping[tuple[int, int], Cell], cell_size: tupl
         for lines in sheet.figures
     )
     legend = "".join(f"<p>{_text(line)}</p>" for line in sheet.legend)
+    refresh = f'<meta http-equiv="refresh" content="{refresh_seconds}">\n' if refresh_seconds else ""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <meta name="viewport" content="width=device-width">
-<title>{_text(sheet.title or "Strip")}</title>
+{refresh}<title>{_text(sheet.title or "Strip")}</title>
 <style>{_STYLE}</style>
 </head>
 <body>

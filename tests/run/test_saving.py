@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -135,3 +136,30 @@ def test_the_first_preview_is_of_the_untouched_model(pictures: Path, tmp_path: P
     request = SampleRequest(prompt="a cup", steps=2, seed=1, width=64, height=64)
     first = Image.open(run / "previews" / "000000-1-a cup.png")
     assert first.tobytes() == ToyHost().sampler(request).tobytes()
+
+
+def test_the_previews_grow_into_a_strip_and_a_damaged_one_does_not_cost_the_run(pictures: Path, tmp_path: Path) -> None:
+    host, run, pages = ToyHost(), tmp_path / "run", []
+
+    def at(phase: str) -> None:
+        page = run / "previews.html"
+        if phase == "preview":
+            pages.append(page.read_text("utf-8") if page.is_file() else "")
+
+    host.at = at
+    start(host, settings(pictures, preview__every_steps=6), tmp_path)
+    assert [page.count("<img ") for page in pages] == [0, 1, 2]
+    assert all("refresh" in page for page in pages[1:])
+    assert "refresh" not in (run / "previews.html").read_text("utf-8") and (run / "previews.png").is_file()
+    columns = json.loads((run / "previews.json").read_text("utf-8"))["columns"]
+    assert [column["label"] for column in columns] == ["no network", "run-000006", "run-000012"]
+
+    def damage(phase: str) -> None:
+        if phase == "preview" and host.step == 5:
+            next((tmp_path / "run-2" / "previews").glob("000000-*")).write_bytes(b"no picture")
+
+    host, prepared = ToyHost(), []
+    host.at = damage
+    start(host, settings(pictures, preview__every_steps=6), tmp_path, prepared.append)
+    assert ["the strip of the previews was not written" in note for note in prepared[0].trainer.notes] == [True]
+    assert (tmp_path / "run-2" / "previews").is_dir() and steps_on_disk(tmp_path / "run-2")[-1] == 12

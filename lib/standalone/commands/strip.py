@@ -19,18 +19,16 @@ from ...frozen import attached
 from ...host import Host, SampleRequest
 from ...preparation import base_of
 from ...previews import requests
-from ...records import read_probe
 from ...registry import ALGORITHMS
 from ...run_folder import RunFolder
 from ...strip.cells import Cell, CellStore
+from ...strip.growing import BASE, controlled_changes
 from ...strip.names import selected
 from ...strip.publish import compose
 from ...strip.render import Column, Paint, Row, render, rows_of
 from ...trainables import Trainable
 from ..progress import StopRequest, Terminal
 from .train import add_model_arguments, load_host
-
-BASE = "no network"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -127,7 +125,7 @@ def make_strip(
         painter = _Painter(host, trainable)
         store = CellStore(run.path / "cells")
         rendered = render(columns, rows, painter, store, on_cell=tell, stop_requested=host.stop_requested)
-    request = rows[0].request
+    request, changes = rows[0].request, controlled_changes(run.path)
     if not rendered.cells:
         return None
     compose(
@@ -142,7 +140,7 @@ def make_strip(
             "requests": json.dumps([dataclasses.asdict(row) for row in rows]),
         },
         base=0,
-        controlled=_controlled(run, steps),
+        controlled={i: changes[step] for i, step in enumerate(steps, start=1) if step in changes},
     )
     return None if rendered.stopped else run.path / "strip.png"
 
@@ -179,17 +177,6 @@ class _Painter:
         image = self._host.sampler(request)
         assert image is not None, "nothing cuts a picture short here"
         return image
-
-
-def _controlled(run: RunFolder, steps: Sequence[int]) -> dict[int, float]:
-    """Column -> the controlled loss of its step against the base, where the run measured it."""
-    probe = read_probe(run.path / "probe.csv")
-    found = {}
-    for column, step in enumerate(steps, start=1):
-        at = probe["step"] == step
-        if at.any():
-            found[column] = float(probe["loss"][at].mean() / probe["loss_base"][at].mean() - 1)
-    return found
 
 
 def _triggers(run: RunFolder) -> tuple[str, ...]:

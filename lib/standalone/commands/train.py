@@ -15,6 +15,7 @@ from ...forms import form
 from ...host import Host
 from ...preparation import Prepared, check_settings, start
 from ...report import write_report
+from ...strip.growing import STEM
 from ..host import StandaloneHost
 from ..pipeline import choose_device, choose_dtype, load_pipeline
 from ..progress import StopRequest, Terminal
@@ -166,14 +167,19 @@ def train(
                 terminal.say(f"note: {note}")
             trainer = prepared.trainer
             terminal.say(prepared.summary)
+            page = prepared.run.path / f"{STEM}.html"
+            if trainer.config.preview.prompts:
+                terminal.say(f"previews stand side by side in {page}, which a browser shows as it grows")
             outcome = trainer.train()
             for note in trainer.notes:
                 terminal.say(f"note: {note}")
     report = write_report(prepared.run.path)
     latest = prepared.run.checkpoints.networks()[outcome.step]
     print(f"{outcome.reason} at step {outcome.step}")
-    for what, path in (("network", latest), ("losses", prepared.run.path / "loss.csv"), ("report", report)):
-        print(f"{what + ':':9}{path}")
+    written = {"network": latest, "losses": prepared.run.path / "loss.csv", "report": report, "previews": page}
+    for what, path in written.items():
+        if path.is_file():
+            print(f"{what + ':':10}{path}")
     if outcome.reason == "stopped":
         print(f"go on with: atelier resume {prepared.run.path} --model {args.model}")
         return 3
