@@ -24,17 +24,17 @@ from itertools import pairwise
 from pathlib import Path
 
 PROMPTS = ("a photo of a toy", "a red (robot:1.2) on grass", "a wolf")
-NEGATIVE, SEED, CFG = "blurry", 5, 5.0
+NEGATIVE, SEED = "blurry", 5
 HERE = Path(__file__).parent
 CLIENT = HERE.parent / "hosts" / "comfy" / "over_http"
 
 
-def workflow(checkpoint, lora, prompt, px, steps):
+def workflow(checkpoint, lora, prompt, px, steps, cfg):
     """One picture by core's nodes."""
     sampling = {
         "seed": SEED,
         "steps": steps,
-        "cfg": CFG,
+        "cfg": cfg,
         "sampler_name": "euler",
         "scheduler": "normal",
         "denoise": 1.0,
@@ -54,7 +54,7 @@ def workflow(checkpoint, lora, prompt, px, steps):
     return {key: {"class_type": kind, "inputs": given} for key, (kind, given) in nodes.items()}
 
 
-def strip(checkpoint, source, px, steps):
+def strip(checkpoint, source, px, steps, cfg):
     """The same pictures as a strip."""
     given = {
         "model": ["1", 0],
@@ -66,7 +66,7 @@ def strip(checkpoint, source, px, steps):
         "seeds": str(SEED),
         "strengths": "1",
         "steps": steps,
-        "cfg": CFG,
+        "cfg": cfg,
         "sampler_name": "euler",
         "scheduler": "normal",
         "width": px,
@@ -130,7 +130,7 @@ class Timed:
         )
 
 
-def measure(server, models, checkpoint, num_networks, px, steps):
+def measure(server, models, checkpoint, num_networks, **settings):
     """Measure, compare and print. Errors: `AssertionError` for a cell that is not core's."""
     import numpy as np
     from PIL import Image
@@ -142,21 +142,21 @@ def measure(server, models, checkpoint, num_networks, px, steps):
         place.mkdir(parents=True)
     labels = [f"toy-{200 * (k + 1):06d}" for k in range(num_networks + 2)]
     for k, label in enumerate(labels):
-        # every fourth has text-encoder layers too
-        tensors = network(models / "checkpoints" / checkpoint, k, k % 4 == 3, 0.01 * (k + 1))
+        # one has text-encoder layers too
+        tensors = network(models / "checkpoints" / checkpoint, k, k == 3, 0.01 * (k + 1))
         save_file(tensors, (folder if k < num_networks else later) / f"{label}.safetensors")
     places = [(label, prompt) for label in labels[:num_networks] for prompt in PROMPTS]
-    each = [workflow(checkpoint, f"bench/{label}.safetensors", prompt, px, steps) for label, prompt in places]
-    timed(server, [workflow(checkpoint, f"bench/{labels[0]}.safetensors", "warm up", px, 2)])
+    each = [workflow(checkpoint, f"bench/{label}.safetensors", prompt, **settings) for label, prompt in places]
+    timed(server, [workflow(checkpoint, f"bench/{labels[0]}.safetensors", "warm up", **settings)])
     half = len(each) // 2
     queued = []
-    for part in (each[:half], [strip(checkpoint, folder, px, steps)], each[half:]):
+    for part in (each[:half], [strip(checkpoint, folder, **settings)], each[half:]):
         found = timed(server, part)
         print(f"{len(found.sampling)} pictures by {len(part)} workflows: {found}", flush=True)
         queued.append(found)
     first, whole, second = queued
     print(
-        f"{num_networks} networks x {len(PROMPTS)} prompts, {px} px, {steps} steps: the strip took "
+        f"{num_networks} networks x {len(PROMPTS)} prompts, {settings}: the strip took "
         f"{whole.seconds / (first.seconds + second.seconds):.3f} of the time of the workflows, "
         f"{whole.processor / (first.processor + second.processor):.3f} of their processor time; medians of a picture "
         f"{statistics.median(whole.pictures()):.2f} s and "
@@ -177,7 +177,7 @@ def measure(server, models, checkpoint, num_networks, px, steps):
     for what, number in (("two networks added", 2 * len(PROMPTS)), ("queued again", 0)):
         server.call("/free", {"unload_models": True, "free_memory": True})
         time.sleep(3)  # until it has
-        found = timed(server, [strip(checkpoint, folder, px, steps)])
+        found = timed(server, [strip(checkpoint, folder, **settings)])
         now = {path: path.stat().st_mtime_ns for path in (place / "cells").glob("*.png")}
         assert {path: now[path] for path in before} == before, f"{what}: a finished cell was made again"
         assert len(found.sampling) == len(now) - len(before) == number, f"{what}: {len(found.sampling)} rendered"
@@ -193,6 +193,9 @@ def main() -> None:
     parser.add_argument("--networks", type=int, default=10)
     parser.add_argument("--px", type=int, default=256)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument(
+        "--cfg", type=float, default=5.0, help="1 samples without the negative prompt, in half the time"
+    )
     args = parser.parse_args()
     os.environ["COMFYUI_PATH"], os.environ["COMFYUI_MODELS"] = str(args.comfyui), str(args.models)
     sys.path.insert(0, str(CLIENT))
@@ -203,7 +206,15 @@ def main() -> None:
         (server.folder / "nodes" / "times").symlink_to(HERE / "workers" / "comfy_times", target_is_directory=True)
         server.start()
         try:
-            measure(server, args.models, f"{args.checkpoint}.safetensors", args.networks, args.px, args.steps)
+            measure(
+                server,
+                args.models,
+                f"{args.checkpoint}.safetensors",
+                args.networks,
+                px=args.px,
+                steps=args.steps,
+                cfg=args.cfg,
+            )
         finally:
             server.stop()
 
