@@ -65,9 +65,12 @@ window.atelier = window.atelier || {};
 
     function check(set) {
         const labels = {error: "Errors: left out of training", warning: "Warnings: may not be as meant", note: "Notes"};
-        // a name of the folder leads nowhere, those of its files do
-        const finding = f => el("li", {}, f.files.length ? null : link(set, f.name), f.files.length ? "" : " ", f.text,
-            f.files.length ? el("small", {}, " ", f.files.slice(0, 50).map((name, i) => [i ? ", " : "", link(set, name)])) : null);
+        // a folder's name leads nowhere, those of its files do
+        const finding = f => {
+            const own = !f.files.length || f.files.includes(f.name);
+            return el("li", {}, own ? [link(set, f.name), " "] : null, f.text,
+                own ? null : el("small", {}, " ", f.files.slice(0, 50).map((name, i) => [i ? ", " : "", link(set, name)])));
+        };
         const sort = about => about.items.length === 1 ? el("ul", {}, finding(about.items[0])) :
             el("details", {class: "atelier-more"}, el("summary", {}, about.heading, " ", el("span", {class: "atelier-chip"}, about.num)),
                 el("ul", {}, shorter(about.items.map(finding), MOST_LINES)));

@@ -33,6 +33,7 @@ MAX_PICTURES = 300
 THUMBNAIL_PX = 192
 _READING = threading.Lock()
 _PREVIEW = re.compile(r"(\d{6,})-(\d+)-.*\.png")
+_STRIPS = ("strip", "previews")  # begins of what pictures of strips in a run folder are called
 
 
 def key_of(folder: Path) -> str:
@@ -85,7 +86,7 @@ def details(key: str) -> dict[str, Any]:
         "num_pictures": len(pictures),
         "checkpoints": _checkpoints(run),
         "previews": previews(folder),
-        "strips": sorted(path.name for path in folder.glob("strip*.png")),
+        "strips": sorted(path.name for pattern in _STRIPS for path in folder.glob(f"{pattern}*.png")),
         "report": (folder / "report.html").is_file(),
     }
 
@@ -106,7 +107,7 @@ def picture_file(key: str, name: str) -> Path:
     part, _, file = name.rpartition("/")
     path = folder / part / file
     plain = re.fullmatch(r"[^/\\\0]+\.png", file) and file not in ("..", ".")
-    if part not in ("previews", "cells", "") or not plain or (not part and not file.startswith("strip")):
+    if part not in ("previews", "cells", "") or not plain or (not part and not file.startswith(_STRIPS)):
         raise ValueError("there is no such picture")
     if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
         raise ValueError("this picture is no longer there")

@@ -89,7 +89,14 @@ def caption(values: dict[str, Any]) -> Any:
         job.note = ""
         items = [gallery.item(name) for name in names]
         todo = [item for item in items if config.existing != "skip" or not item.caption]
-        words, problems = _captioned(job, todo, look, takes_queue)
+        words: dict[str, list[str]] = {}
+        problems: list[Problem] = []
+        try:
+            _look_at(job, todo, look, takes_queue, words, problems)
+        except jobs.EXPECTED as error:
+            if not words:
+                raise
+            job.error = str(error)  # what was found before is kept
         job.kept = words, config.existing, f"captions by {key.rpartition('/')[2]}"
         return {
             **shown(gallery, words_of(job.id, gallery)),
@@ -160,12 +167,18 @@ def _sorts(gallery: Gallery, problems: Iterable[Problem], severity: str) -> list
     ]
 
 
-def _captioned(
-    job: Job, items: Sequence[Item], look: Look, takes_queue: bool
-) -> tuple[dict[str, list[str]], list[Problem]]:
-    """What `look` finds in pictures, by name, a few at a time; where it needs the host's queue, others get a turn."""
-    words: dict[str, list[str]] = {}
-    problems: list[Problem] = []
+def _look_at(
+    job: Job,
+    items: Sequence[Item],
+    look: Look,
+    takes_queue: bool,
+    words: dict[str, list[str]],
+    problems: list[Problem],
+) -> None:
+    """Put what `look` finds in pictures into `words`, by name, and what cannot be looked at into `problems`.
+
+    A few pictures at a time, so that others get a turn where the host's queue is needed.
+    """
     job.progress(0, len(items))
     for start in range(0, len(items), PICTURES_AT_ONCE):
         part = items[start : start + PICTURES_AT_ONCE]
@@ -174,12 +187,11 @@ def _captioned(
                 found, faults = look(part)
         except StoppedError:
             break
-        words |= {item.name: found[item.path] for item in part if item.path in found}
+        words.update((item.name, found[item.path]) for item in part if item.path in found)
         problems += faults
         job.progress(start + len(part), len(items))
         if job.stop_requested:
             break
-    return words, problems
 
 
 def _tagger(key: str, config: TaggingConfig) -> tuple[Look, bool]:
@@ -218,7 +230,7 @@ def _tools(job: Job, steps: Sequence[Step], segmenter: str, upscaler: str) -> To
     from modules import devices
 
     tools, used = Tools(rules=tag_rules()), []
-    if any(isinstance(step, Faces) or (getattr(step, "focal", False) and step.face) for step in steps):  # type: ignore[attr-defined]
+    if any(isinstance(s, Faces) or (getattr(s, "focal", False) and getattr(s, "face", 0)) for s in steps):
         tools = replace(tools, detect_faces=faces.detector())
         used.append(f"faces {faces.name()}")
     if segmenter and any(isinstance(step, Background) for step in steps):

@@ -15,6 +15,7 @@ from typing import Any
 
 KEPT = 12  # ended jobs that are remembered
 EXPECTED = (ValueError, OSError)
+_starting = threading.Lock()
 
 
 class StoppedError(Exception):
@@ -83,7 +84,7 @@ class Job:
         }
 
     def begin(self, work: Callable[[Job], dict[str, Any]]) -> None:
-        """Do `work` in a thread; what it returns is the result."""
+        """Do `work` in a thread; what it returns is the result, which may be a part of it where it sets `error`."""
         self._thread = threading.Thread(target=self._run, args=(work,), name=f"atelier {self.kind}", daemon=True)
         self._thread.start()
 
@@ -91,7 +92,7 @@ class Job:
         phase = "failed"
         try:
             self.result = work(self)
-            phase = "stopped" if self.stop_requested else "finished"
+            phase = "failed" if self.error else "stopped" if self.stop_requested else "finished"
         except StoppedError:
             phase = "stopped"
         except EXPECTED as error:
@@ -126,14 +127,15 @@ def find(job_id: str) -> Job:
 
 def start(kind: str, folder: Path, work: Callable[[Job], dict[str, Any]]) -> Job:
     """Begin; returns at once. Errors: `ValueError` where the same goes on with this folder."""
-    known = jobs()
-    if any(job.is_live and job.kind == kind and job.folder == folder for job in known):
-        raise ValueError(f"this goes on with {folder.name} already; wait for it, or stop it")
-    ended = [job for job in known if not job.is_live]
-    for old in ended[: max(0, len(ended) - KEPT)]:
-        known.remove(old)
-    job = Job(kind, folder)
-    known.append(job)
+    with _starting:
+        known = jobs()
+        if any(job.is_live and job.kind == kind and job.folder == folder for job in known):
+            raise ValueError(f"this goes on with {folder.name} already; wait for it, or stop it")
+        ended = [job for job in known if not job.is_live]
+        for old in ended[: max(0, len(ended) - KEPT)]:
+            known.remove(old)
+        job = Job(kind, folder)
+        known.append(job)
     job.begin(work)
     return job
 

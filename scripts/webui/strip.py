@@ -1,12 +1,14 @@
-"""Checkpoint strips by the host's own sampling: a run's checkpoints, a folder's, or any LoRA files side by side.
+"""Checkpoint strips by the host's own sampling: a run's checkpoints, or any LoRAs or whole checkpoints, side by side.
 
 Each strip is made in a thread of its own that takes the host's queue for one checkpoint at a time, so that a picture
-that is asked for meanwhile does not wait for the whole strip. Finished cells are kept and never made twice.
+that is asked for meanwhile does not wait for the whole strip. Finished cells are kept and never made twice. A whole
+checkpoint takes the place of the loaded one for its cells, which is loaded again after them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import glob
 import hashlib
 import json
 import secrets
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from safetensors import SafetensorError, safe_open
 
 from ...lib.control import Control
 from ...lib.files import make_folder, safe_name, sha256_of
@@ -44,7 +47,7 @@ MOST_CELLS = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class StripRequest:
-    """What to draw: `source` is a run's key, or a folder, a glob or a file of LoRAs."""
+    """What to draw: `source` is a run's key, or a folder, a glob or a file of LoRAs or whole checkpoints."""
 
     source: str
     prompts: tuple[str, ...]
@@ -187,24 +190,40 @@ def _of_run(request: StripRequest) -> Strip:
 
 
 def _of_files(request: StripRequest) -> Strip:
-    from modules import shared
-
     text = unquoted(request.source)
     if not text:
-        raise ValueError("name a run, or a folder or a file of LoRAs")
-    loras = Path(shared.cmd_opts.lora_dir).absolute()
+        raise ValueError("name a run, or a folder or a file of LoRAs or checkpoints")
+    homes = _homes()
+    roots = [*homes, own_folder(), *run_parents(), *roots_in(settings_file())]
     given = Path(text)
-    source = given if given.is_absolute() else loras / given
-    roots = [loras, own_folder(), *run_parents(), *roots_in(settings_file())]
+    places = [given] if given.is_absolute() else [home / given for home in homes]
     # said before anything is looked at, and of each file, since a pattern can lead out of its folder again
-    _check_below(text, [Path(str(source).partition("*")[0])], roots)
-    files = checkpoint_files(source if source.exists() or "*" in text else source.with_suffix(".safetensors"))
+    for place in places:
+        _check_below(text, [Path(str(place).partition("*")[0])], roots)
+    places = [_as_written(place) for place in places]
+    source = next((place for place in places if "*" not in text and place.exists()), None)
+    if source is None:
+        source = next((place for place in places if glob.has_magic(text) and glob.glob(str(place))), places[0])
+    files = checkpoint_files(source)
     _check_below(text, files.values(), roots)
     labels = selected(list(files), every=request.every)
     digest = hashlib.sha256(str(source).encode("utf-8", "surrogatepass")).hexdigest()[:8]
     title = source.name.replace("*", "") or "strip"
     folder = own_folder() / "strips" / f"{safe_name(title, 'strip')}-{digest}"
     return Strip(request, title, {label: files[label] for label in labels}, folder)
+
+
+def _homes() -> list[Path]:
+    """Where names without a folder are looked for: the LoRA folder, then those of checkpoints."""
+    from modules import sd_models, shared
+
+    named = [shared.cmd_opts.lora_dir, getattr(shared.cmd_opts, "ckpt_dir", None), sd_models.model_path]
+    return [Path(folder).absolute() for folder in named if folder]
+
+
+def _as_written(place: Path) -> Path:
+    """With the ending that a name in a prompt lacks."""
+    return place if glob.has_magic(str(place)) or place.exists() else place.with_name(place.name + ".safetensors")
 
 
 def _check_below(text: str, paths: Iterable[Path], roots: Sequence[Path]) -> None:
@@ -235,7 +254,7 @@ def _made(strip: Strip, rows: Sequence[Row]) -> str:
     painter = WebuiPainter(strip)
     strip.phase, strip.note = "making", ""
     columns = [Column(BASE, None, painter.base)]
-    columns += [Column(label, path, painter.base + sha256_of(path)) for label, path in strip.files.items()]
+    columns += [_column(label, path, painter.base) for label, path in strip.files.items()]
 
     def tell(cell: Cell, done: int, total: int) -> None:
         strip.cells.append(cell)
@@ -266,6 +285,13 @@ def _made(strip: Strip, rows: Sequence[Row]) -> str:
     return "stopped" if rendered.stopped else "finished"
 
 
+def _column(label: str, path: Path, base: str) -> Column:
+    try:
+        return Column(label, path, base + sha256_of(path))
+    except OSError as error:
+        return Column(label, path, error=f"cannot be read: {error.strerror}")
+
+
 def _controlled(strip: Strip) -> dict[int, float]:
     """Column -> change of the controlled loss against the base, where the run measured it at that step."""
     from ...lib.records import read_probe
@@ -279,7 +305,7 @@ def _controlled(strip: Strip) -> dict[int, float]:
 
 
 class WebuiPainter:
-    """Cells by the host's txt2img, with `<lora:...>` at a row's strength."""
+    """Cells by the host's txt2img: with `<lora:...>` at a row's strength, or on the checkpoint of the column."""
 
     def __init__(self, strip: Strip) -> None:
         from modules import call_queue, shared
@@ -287,7 +313,7 @@ class WebuiPainter:
         self._strip = strip
         with call_queue.queue_lock:
             host = self._host()
-            self.base = hashlib.sha256(json.dumps(base_of(host), sort_keys=True).encode()).hexdigest()
+            self.base = _base(host)
             self.settings: dict[str, Any] = {
                 "host": host.name,
                 "dtype": str(host.compute_dtype),
@@ -296,21 +322,26 @@ class WebuiPainter:
                 "sampler": strip.request.sampler,
                 "emphasis": str(getattr(shared.opts, "emphasis", "")),
             }
-            self._model = shared.sd_model
 
     @contextmanager
     def ready(self, column: Column) -> Iterator[Paint]:
-        """The host's queue, and the network under a name. Errors: `ValueError` where the checkpoint was changed."""
-        from modules import call_queue, sd_models, shared
+        """The host's queue, and the network under a name or the checkpoint loaded. Errors: `ValueError` where another
+        checkpoint was loaded meanwhile, or the file cannot be used; `OSError`."""
+        from modules import call_queue, shared
 
         with call_queue.queue_lock:
-            if sd_models.model_data.sd_model is not self._model:
-                raise ValueError("another checkpoint was loaded meanwhile; load the first one and make the strip again")
             host = self._host()
+            if _base(host) != self.base:
+                raise ValueError("another checkpoint was loaded meanwhile; load the first one and make the strip again")
             shared.state.begin(job="atelier strip")
             try:
                 if column.source is None:
                     yield lambda request, strength: self._painted(host, request)
+                elif _is_checkpoint(column.source):
+                    del host
+                    with _loaded(column.source):
+                        other = self._host()
+                        yield lambda request, strength: self._painted(other, request)
                 else:
                     with named(column.source) as name:
 
@@ -336,3 +367,34 @@ class WebuiPainter:
             self._strip.control.stop()
             raise ValueError("interrupted")
         return image
+
+
+def _base(host: Any) -> str:
+    """Which checkpoint is loaded."""
+    return hashlib.sha256(json.dumps(base_of(host), sort_keys=True).encode()).hexdigest()
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether a file has a U-Net in it. Errors: `ValueError` for a file that is none; `OSError`."""
+    try:
+        with safe_open(str(path), "pt") as file:
+            return any(name.startswith("model.diffusion_model.") for name in file.keys())  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path.name} is not a safetensors file, or it is cut off: {error}") from None
+
+
+@contextmanager
+def _loaded(path: Path) -> Iterator[None]:
+    """A checkpoint in place of the loaded one, inside; what the user chose stays chosen. Errors: `ValueError`."""
+    from modules import sd_models
+
+    own = sd_models.model_data.sd_model.sd_checkpoint_info
+    listed = (info for info in sd_models.checkpoints_list.values() if Path(info.filename).resolve() == path.resolve())
+    try:
+        try:
+            sd_models.reload_model_weights(info=next(listed, None) or sd_models.CheckpointInfo(str(path)))
+        except (OSError, ValueError, RuntimeError, KeyError, AttributeError, SafetensorError) as error:
+            raise ValueError(f"{path.name} cannot be loaded as a checkpoint: {str(error)[:300]}") from None
+        yield
+    finally:
+        sd_models.reload_model_weights(info=own)

@@ -160,6 +160,23 @@ def test_stopping_keeps_what_is_found(host, photos, tagger, monkeypatch):
     assert done["num"] == 2 and not (photos / "red.txt").exists()
 
 
+def test_what_was_found_before_a_model_failed_is_kept(host, photos, models, monkeypatch):
+    monkeypatch.setattr(data_work, "PICTURES_AT_ONCE", 1)
+    asked = []
+
+    def fails_at_the_third(picture):
+        asked.append(picture)
+        if len(asked) == 3:
+            raise ValueError("the model failed")
+        return "a toy"
+
+    monkeypatch.setattr(host.shared.interrogator, "generate_caption", fails_at_the_third)
+    status = ended(data_work.caption({"folder": str(photos), "model": "blip"}))
+    assert (status["phase"], status["error"], status["result"]["num"]) == ("failed", "the model failed", 2)
+    data_set.apply({"folder": str(photos), "job": status["id"], "digest": status["result"]["digest"]})
+    assert (photos / "green.txt").read_text() == "a toy" and not (photos / "red.txt").exists()
+
+
 def test_a_missing_tagger_is_a_sentence_with_what_to_put_where(host, photos, tmp_path):
     folder = tmp_path / "webui/atelier/taggers"
     assert str(folder) in captioners.offered()[0]["missing"] and not folder.exists()
