@@ -17,7 +17,7 @@ OPTIONS = (
     "--skip-prepare-environment --skip-torch-cuda-test --skip-version-check --skip-python-version-check --use-cpu all "
     "--no-half --api --no-download-sd-model --do-not-download-clip --no-hashing --disable-console-progressbars"
 )
-START_SECONDS = 240
+START_SECONDS = 900  # a busy machine starts it in many times the usual
 
 
 class Refused(Exception):
@@ -49,7 +49,11 @@ class Server:
         self.process = subprocess.Popen(
             command, cwd=os.environ["A1111_PATH"], env=environment, stdout=self.log.open("w"), stderr=subprocess.STDOUT
         )
-        self.wait_for_start(0)
+        try:
+            self.wait_for_start(0)
+        except AssertionError:
+            self.close()
+            raise
 
     def wait_for_start(self, starts_before):
         """Wait for the log to say it: 1.9.4 fails where a request comes while it starts."""
