@@ -67,7 +67,7 @@ class Reader:
             raise ValueError(f"pictures must be [N, 3, {SIDE_PX}, {SIDE_PX}], got {list(pictures.shape)}")
         if len(pictures) and not (pictures.min() >= 0 and pictures.max() <= 1):
             raise ValueError("pictures must be in 0..1: clamp what a model has drawn")
-        return [reading for part in pictures.split(64) for reading in self._readings(part.float())]
+        return [reading for part in pictures.split(64) if len(part) for reading in self._readings(part.float())]
 
     @torch.no_grad()
     def _readings(self, pictures: Tensor) -> list[Reading]:
