@@ -62,12 +62,13 @@ def main() -> int:
     wrong = 0
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
-        planted_faults.write_tokenizer(work / "tokenizer")
         for num in args.pictures:
             folder, record = work / f"{num}", work / f"{num}.json"
             if not record.exists():
                 record.write_text(json.dumps(sorted(planted_faults.plant(folder, num, num, args.photos))))
             planted = {tuple(fault) for fault in json.loads(record.read_text())}
+            captions = (path.read_text("utf-8", "ignore")[:5000] for path in folder.rglob("*.txt"))
+            planted_faults.write_tokenizer(work / "tokenizer", captions)
             num_bytes = sum(path.lstat().st_size for path in folder.rglob("*"))
             run = subprocess.run(
                 [sys.executable, __file__, "--examine", str(folder), str(work / "tokenizer")],

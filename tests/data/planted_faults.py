@@ -9,9 +9,10 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -52,8 +53,10 @@ class Place:
     def encoded(self, image: Image.Image | None = None, format: str = "", **options: object) -> bytes:
         format = format or str(self.rng.choice(["JPEG", "PNG", "WEBP"], p=[0.8, 0.1, 0.1]))
         speed = {"JPEG": {"quality": 88}, "PNG": {"compress_level": 1}, "WEBP": {"quality": 82, "method": 0}}
-        file = io.BytesIO()
-        (image or self.image()).save(file, format, **{**speed.get(format, {}), **options})
+        file, image = io.BytesIO(), image or self.image()
+        if format == "GIF" and image.mode == "RGB":
+            image = _palette(image)
+        image.save(file, format, **{**speed.get(format, {}), **options})
         return file.getvalue()
 
     def put(self, name: str, data: bytes) -> str:
@@ -99,6 +102,10 @@ def _png(width: int, height: int, depth: int, colour: int, rows: bytes, *extra: 
     for kind, data in (*parts, (b"IDAT", zlib.compress(rows, 1)), (b"IEND", b"")):
         out += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
     return out
+
+
+def _palette(image: Image.Image) -> Image.Image:
+    return image.quantize(64, Image.Quantize.FASTOCTREE)
 
 
 def _tagged(heading: str, *captions: str) -> Callable[[Place], None]:
@@ -151,6 +158,7 @@ def _damaged(place: Place) -> bytes:
 def _several(format: str, **options: object) -> Callable[[Place], bytes]:
     def made(place: Place) -> bytes:
         frames = [place.image((300, 280)) for _ in range(3)]
+        frames = list(map(_palette, frames)) if format == "GIF" else frames
         return place.encoded(frames[0], format, save_all=True, append_images=frames[1:], **options)
 
     return made
@@ -320,7 +328,7 @@ def _right(place: Place) -> None:
         "opaque": (lambda: place.encoded(opaque, "PNG"), ""),
         "progressive": (lambda: place.encoded(format="JPEG", progressive=True), "JPG"),
         "grey": (lambda: place.encoded(place.image().convert("L"), "JPEG"), "jpeg"),
-        "palette": (lambda: place.encoded(place.image().quantize(64), "PNG"), ""),
+        "palette": (lambda: place.encoded(_palette(place.image()), "PNG"), ""),
         "another ending": (lambda: place.encoded(format="PNG"), "jpg"),
         "16 bits in colour": (lambda: _rgb16(place), ""),
         "one frame": (lambda: place.encoded(place.image((300, 280)), "GIF"), ""),
@@ -380,9 +388,9 @@ def num_tokens(caption: str) -> int:
     return len(caption.replace(",", " , ").split())
 
 
-def write_tokenizer(folder: Path) -> None:
-    """A CLIP tokenizer that knows the words of captions here, one token each."""
-    words = {word for tag in TAGS for word in tag.split()} | {"here", "girl", "solo"}
+def write_tokenizer(folder: Path, captions: Iterable[str] = TAGS) -> None:
+    """A CLIP tokenizer that knows the words of these captions, most of them as one token."""
+    words = {word for caption in captions for word in re.findall("[a-z]{2,}", caption)}
     letters = [chr(c) for c in range(33, 127)]
     vocabulary = dict.fromkeys([*letters, *(f"{c}</w>" for c in letters)])
     merges: list[str] = []

@@ -96,9 +96,10 @@ def test_each_picture_is_decoded_once(made, monkeypatch):
 
 def test_the_made_tokenizer_counts_about_as_many_tokens_as_words(tmp_path):
     transformers = pytest.importorskip("transformers", reason="a real tokenizer needs transformers")
-    planted_faults.write_tokenizer(tmp_path)
+    captions = ("1girl, solo, amber bench", ", ".join(planted_faults.TAGS))
+    planted_faults.write_tokenizer(tmp_path, captions)
     tokenizer = transformers.CLIPTokenizer.from_pretrained(tmp_path)
-    for caption in ("1girl, solo, amber bench", ", ".join(planted_faults.TAGS)):
+    for caption in captions:
         counted = len(tokenizer(caption, add_special_tokens=False).input_ids)
         # "1girl" is several tokens, and some words share pieces
         assert num_tokens(caption) <= counted <= 1.3 * num_tokens(caption) + 4
