@@ -1,4 +1,4 @@
-// The panel in the Train node: state, numbers, loss curve, newest preview, and buttons that steer the run.
+// The panel in the Train node: state, numbers, loss curve, previews, and buttons that steer the run.
 
 import { html, neededHeight, setText } from "./elements.js";
 import * as format from "./format.js";
@@ -59,6 +59,9 @@ export class TrainPanel {
       html("figcaption", {}, this.older, this.caption, this.newer),
     );
     this.figures = html("div", { class: "atelier-figures" }, this.chart, this.preview);
+    this.strip = html("div", { class: "atelier-strip" });
+    this.thumbs = new Map(); // picture -> its place in the strip
+    this.drawn = ""; // what the strip shows
     this.numbers = html("dl", { class: "atelier-numbers" });
     this.cells = {};
     for (const key of ["loss", "controlled", "rate", "speed", "left", "memory", "saved"]) {
@@ -83,6 +86,7 @@ export class TrainPanel {
       html("div", { class: "atelier-head" }, this.state, this.name, this.steps),
       this.progress,
       this.figures,
+      this.strip,
       this.numbers,
       this.message,
       this.notes,
@@ -101,15 +105,24 @@ export class TrainPanel {
   }
 
   turn(by) {
+    this.look((this.shown ?? this.run.previews.length - 1) + by);
+  }
+
+  /** Show one of the previews large. */
+  look(index) {
     const last = this.run.previews.length - 1;
-    const next = Math.min(last, Math.max(0, (this.shown ?? last) + by));
+    const next = Math.min(last, Math.max(0, index));
     this.shown = next === last ? null : next;
     this.render();
   }
 
   /** Show a run, or that there is none. */
   show(run) {
-    if (run !== this.run) this.shown = null;
+    if (run !== this.run) {
+      this.shown = null;
+      this.drawn = "";
+      this.thumbs.clear();
+    }
     this.run = run;
     if (this.waiting) return;
     this.waiting = true;
@@ -130,7 +143,7 @@ export class TrainPanel {
     this.showNotes(run?.notes ?? []);
     if (!run) {
       this.steps.textContent = "";
-      this.figures.hidden = true;
+      this.figures.hidden = this.strip.hidden = true;
       this.measure();
       return;
     }
@@ -143,6 +156,7 @@ export class TrainPanel {
     this.progress.setAttribute("aria-valuemax", run.num_steps ?? 0);
     this.showNumbers(run, number);
     this.showPreview(run);
+    this.showStrip(run);
     this.figures.hidden = run.points.length === 0 && run.previews.length === 0;
     this.chart.hidden = run.points.length === 0;
     this.drawCurves(run);
@@ -222,6 +236,41 @@ export class TrainPanel {
     this.older.hidden = this.newer.hidden = last < 1;
     this.older.disabled = index === 0;
     this.newer.disabled = index === last;
+  }
+
+  /** The previews side by side as they come: steps along X, the model without a network first, a row a prompt. */
+  showStrip(run) {
+    const inOrder = (values) => [...new Set(values)];
+    const steps = inOrder(run.previews.map(({ step }) => step)).sort((a, b) => a - b);
+    this.strip.hidden = steps.length < 2;
+    const index = Math.min(this.shown ?? Infinity, run.previews.length - 1);
+    const drawn = `${run.id} ${run.previews.length}`;
+    if (!this.strip.hidden && drawn !== this.drawn) {
+      const wasAtEnd = this.strip.scrollLeft + this.strip.clientWidth >= this.strip.scrollWidth - 8;
+      const rows = inOrder(run.previews.map(({ seed, prompt }) => `${seed} ${prompt}`));
+      const places = new Map(run.previews.map((preview, at) => [`${preview.step} ${preview.seed} ${preview.prompt}`, at]));
+      const heads = steps.map((step) => html("span", { class: "atelier-strip-step", text: step ? format.count(step, this.language()) : t("preview.base") }));
+      const cells = rows.flatMap((row) => steps.map((step) => this.thumb(run.previews, places.get(`${step} ${row}`))));
+      this.strip.style.gridTemplateColumns = `repeat(${steps.length}, 64px)`;
+      this.strip.replaceChildren(...heads, ...cells);
+      this.drawn = drawn;
+      if (wasAtEnd) this.strip.scrollLeft = this.strip.scrollWidth;
+    }
+    for (const thumb of this.strip.querySelectorAll("button")) thumb.ariaPressed = String(thumb.atelierIndex === index);
+  }
+
+  thumb(previews, index) {
+    if (index === undefined) return html("span");
+    const { step, prompt, seed, image } = previews[index];
+    const url = this.imageUrl(image);
+    if (!this.thumbs.has(url)) {
+      const picture = html("img", { src: url, loading: "lazy", draggable: "false", alt: "" });
+      const title = t("preview.help", { step: format.count(step, this.language()), prompt, seed });
+      this.thumbs.set(url, html("button", { type: "button", title, onclick: ({ currentTarget }) => this.look(currentTarget.atelierIndex) }, picture));
+    }
+    const thumb = this.thumbs.get(url);
+    thumb.atelierIndex = index;
+    return thumb;
   }
 
   drawCurves(run) {

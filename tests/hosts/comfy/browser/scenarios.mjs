@@ -312,6 +312,28 @@ const scenarios = {
     return seen;
   },
 
+  /** A run that has made previews of two prompts at steps 0, 40 and 80, one of the last being still to come. */
+  async strip(page) {
+    const node = await only(page, "AtelierTrain", asked.width);
+    await send(page, "run", begun(node));
+    await send(page, "progress", progressed(node));
+    const seen = { counts: [] };
+    for (const [step, seed] of [[0, 1], [0, 2], [40, 1], [40, 2], [80, 1]]) {
+      const image = { filename: `${step}-${seed}.png`, subfolder: "x", type: "temp" };
+      await send(page, "preview", { node, run: RUN, step, prompt: "a toy", seed, image });
+      await page.waitForTimeout(300);
+      seen.counts.push(await page.locator(".atelier-strip button").count());
+    }
+    seen.heads = await page.locator(".atelier-strip-step").allTextContents();
+    const rows = await page.locator(".atelier-strip button").evaluateAll((all) => all.map((b) => b.getBoundingClientRect().top));
+    seen.rows = new Set(rows.map(Math.round)).size;
+    await page.locator(".atelier-strip button").first().click();
+    await page.waitForTimeout(300);
+    seen.first = await panel(page);
+    seen.pressed = await page.locator('.atelier-strip button[aria-pressed="true"]').count();
+    return seen;
+  },
+
   async buttons(page) {
     const posted = [];
     await page.route("**/atelier/runs/**", async (route) => {

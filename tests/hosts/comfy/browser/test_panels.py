@@ -36,6 +36,16 @@ def test_the_panel_shows_the_run_and_nothing_of_it_is_cut(browse, vue, width):
 
 
 @RENDERERS
+@pytest.mark.parametrize("width", [260, 420, 900])
+def test_previews_are_a_strip_that_grows_in_the_train_node(browse, vue, width):
+    seen = browse("strip", vue=vue, width=width)
+    assert seen["counts"] == [0, 0, 3, 4, 5] and seen["rows"] == 2
+    assert seen["heads"] == ["no network", "40", "80"]
+    assert "filename=0-1.png" in seen["first"]["src"] and seen["pressed"] == 1
+    assert seen["first"]["outside"] == [] and seen["first"]["smallestText"] >= 11
+
+
+@RENDERERS
 def test_names_with_html_in_them_are_shown_and_not_run(browse, vue):
     seen = browse("progress", vue=vue, width=420)["preview"]
     assert seen["name"] == NAME
