@@ -11,12 +11,13 @@ from .page import Sheet
 
 _POLICY = "default-src 'none'; img-src 'self' file:; style-src 'unsafe-inline'"
 _STYLE = """
-body { margin: 0; font: 15px/1.4 system-ui, sans-serif; color: #1F2933; background: #fff }
+body { margin: 0; height: 100vh; display: flex; flex-direction: column; font: 15px/1.4 system-ui, sans-serif;
+  color: #1F2933; background: #fff }
 header { padding: 20px 24px 8px } h1 { font-size: 22px; margin: 0 } p { margin: 4px 0; color: #6B7885 }
-.scroll { overflow-x: auto; padding: 0 24px 24px } table { border-spacing: 8px 4px }
-th { text-align: left; font-weight: 600; white-space: nowrap; position: sticky; top: 0; background: #fff }
+.scroll { flex: 1; min-height: 240px; overflow: auto } table { border-spacing: 8px 4px; margin: 0 16px 16px }
+th { text-align: left; font-weight: 600; white-space: nowrap; position: sticky; top: 0; z-index: 1; background: #fff }
 td { vertical-align: top; padding: 0 } td.label { padding-top: 10px; color: #6B7885 } td.label b { color: #1F2933 }
-td.label div { position: sticky; left: 0; width: max-content; max-width: 90vw }
+td.label div { position: sticky; left: 24px; width: max-content; max-width: 90vw }
 img { display: block; background: #F1F4F6; image-rendering: auto } a:hover img { outline: 3px solid #2563EB }
 td.empty { background: #F1F4F6; color: #B45309; padding: 8px; font-size: 13px }
 .figures { font-size: 13px; color: #6B7885; list-style: none; margin: 0; padding: 0 } .warns { color: #B45309 }
