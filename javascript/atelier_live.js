@@ -20,6 +20,7 @@ window.atelier = window.atelier || {};
         parts.line.id = "atelier_status_line";
         parts.line.setAttribute("role", "status");
         let shown = null, chartKey = "", chartAt = 0, previewKey = "", buttonKey = "", noteKey = "", afterKey = "";
+        const cells = new Map();
 
         function idle() {
             shown = null;
@@ -34,6 +35,7 @@ window.atelier = window.atelier || {};
                 parts.after, parts.charts, parts.previews, parts.others);
             chartKey = previewKey = buttonKey = noteKey = afterKey = "";
             for (const name of ["charts", "previews", "notes", "after", "buttons"]) atelier.fill(parts[name]);
+            cells.clear();
             message.clear();
         }
 
@@ -103,7 +105,7 @@ window.atelier = window.atelier || {};
             if (!run.key || wanted === previewKey) return;
             previewKey = wanted;
             const answer = await atelier.get("previews", {run: run.key});
-            atelier.fill(parts.previews, answer.previews.length ? atelier.previewGallery(run.key, answer.previews) : null);
+            atelier.fill(parts.previews, answer.previews.length ? atelier.previewGallery(run.key, answer.previews, cells) : null);
         }
 
         function after(run) {
@@ -159,21 +161,34 @@ window.atelier = window.atelier || {};
         };
     };
 
-    // Previews by step, the newest first, one row a step.
-    atelier.previewGallery = function(key, previews) {
-        const steps = new Map();
-        for (const preview of previews) {
-            if (!steps.has(preview.step)) steps.set(preview.step, []);
-            steps.get(preview.step).push(preview);
-        }
-        const caption = step => step ? t("step {step}", {step: step.toLocaleString("en")}) : t("untrained");
+    // The previews of a run as a strip: steps along X, the model without a network first, a row for each prompt. `cells`
+    // keeps what is drawn, by file, so that a strip that grows loads only what is new; it is scrolled to its end.
+    atelier.previewGallery = function(key, previews, cells) {
+        const of = name => [...new Set(previews.map(p => p[name]))].sort((a, b) => a - b);
+        const steps = of("step"), places = new Map(previews.map(p => [`${p.step} ${p.number}`, p]));
+        const words = p => p.name.replace(/^\d+-\d+-/, "").replace(/\.png$/, "");
+        const caption = step => step ? t("step {step}", {step: step.toLocaleString("en")}) : t("no network");
         const cell = p => {
-            const words = p.name.replace(/^\d+-\d+-/, "").replace(/\.png$/, ""), about = {run: key, name: "previews/" + p.name};
-            return el("button", {type: "button", class: "atelier-preview", title: words, onclick: () => atelier.enlarge("picture", about, `${caption(p.step)} · ${words}`)},
-                atelier.picture("picture", about, {alt: `${caption(p.step)}, ${words}`}));
+            const about = {run: key, name: "previews/" + p.name}, what = `${caption(p.step)} · ${words(p)}`;
+            return el("td", {}, el("button", {type: "button", class: "atelier-preview", title: words(p), onclick: () => atelier.enlarge("picture", about, what)},
+                atelier.picture("picture", about, {alt: what})));
         };
-        const rows = [...steps].sort((a, b) => b[0] - a[0]).map(([step, row]) => el("div", {class: "atelier-step"}, el("div", {}, row.map(cell)), el("span", {}, caption(step))));
-        return el("section", {class: "atelier-previews"}, el("h4", {}, t("Previews by step")), el("div", {class: "atelier-thumbs"}, rows));
+        const drawn = p => {
+            if (!cells) return cell(p);
+            if (!cells.has(p.name)) cells.set(p.name, cell(p));
+            return cells.get(p.name);
+        };
+        const rows = of("number").map(number => {
+            const found = steps.map(step => places.get(`${step} ${number}`));
+            return el("tr", {}, el("th", {}, el("span", {}, words(found.find(Boolean)))), found.map(p => p ? drawn(p) : el("td", {})));
+        });
+        const box = el("div", {class: "atelier-scroll"}, el("table", {},
+            el("thead", {}, el("tr", {}, el("th", {}), steps.map(step => el("th", {}, step ? el("b", {}, step.toLocaleString("en")) : t("no network"))))),
+            el("tbody", {}, rows)));
+        if (cells) requestAnimationFrame(() => {
+            box.scrollLeft = box.scrollWidth;
+        });
+        return el("section", {class: "atelier-previews atelier-stripgrid"}, el("h4", {}, t("Previews by step")), box);
     };
 
     atelier.phase = phase => t(PHASES[phase] || phase);

@@ -173,6 +173,7 @@ window.atelier = window.atelier || {};
                     [el("small", {}, t("Trains on the loaded checkpoint")), " ", el("b", {}, status.model.name), " ", el("span", {class: "atelier-chip"}, FAMILIES[family] || family), el("span", {class: "atelier-chip"}, status.model.prediction)]) :
                 el("small", {}, t("No checkpoint is loaded yet; the chosen one is loaded when the run starts.")));
             await live.update(status);
+            if (!strip.element.hidden) await strip.grow(status.runs);
         };
     }
 

@@ -5,11 +5,11 @@ window.atelier = window.atelier || {};
 (function(atelier) {
     const {t, el} = atelier;
 
-    // strip() -> {element, open(key, about), refresh(runs)}
+    // strip() -> {element, open(key, about), refresh(runs, strips), grow(runs)}
     atelier.strip = function() {
         const message = atelier.message();
         const source = el("select", {id: "atelier_strip_source"});
-        const folder = el("input", {type: "text", id: "atelier_strip_folder", placeholder: t("folder, file or glob of LoRAs; relative to the LoRA folder")});
+        const folder = el("input", {type: "text", id: "atelier_strip_folder", placeholder: t("folder, file or glob; relative to the LoRA or the checkpoint folder")});
         const input = (id, type, value, more) => el(type === "textarea" ? "textarea" : "input", {id: "atelier_strip_" + id, type: type === "textarea" ? null : type, value, ...more});
         const fields = {
             prompts: input("prompts", "textarea", "", {rows: 3, placeholder: t("one a line; a row each")}),
@@ -28,10 +28,12 @@ window.atelier = window.atelier || {};
         };
         const grid = el("div", {class: "atelier-stripgrid", id: "atelier_stripgrid"});
         const head = el("div", {class: "atelier-row"});
+        const growing = el("div", {id: "atelier_strip_growing"}), grown = new Map();
+        let growingId = null, growingKey = "";
         let id = null, timer = null, cells = new Map(), pages = el("div", {});
 
         function choices(runs, key) {
-            atelier.fill(source, el("option", {value: ""}, t("LoRA files…")), runs.filter(r => r.steps && r.steps.length).map(r => el("option", {value: r.key}, r.name)));
+            atelier.fill(source, el("option", {value: ""}, t("LoRA files or checkpoints…")), runs.filter(r => r.steps && r.steps.length).map(r => el("option", {value: r.key}, r.name)));
             source.value = key || (source.options.length > 1 ? source.options[1].value : "");
             folder.parentElement.hidden = Boolean(source.value);
         }
@@ -99,6 +101,20 @@ window.atelier = window.atelier || {};
             return match ? [el("span", {class: "atelier-front"}, match[1]), el("b", {}, match[2].replace(/^0+(?=\d)/, ""))] : label;
         }
 
+        // the previews of the run that goes on, or of the one that did
+        async function grow(runs) {
+            const run = runs.find(r => r.live && r.key && r.previews.length) || runs.find(r => r.id === growingId);
+            const wanted = run ? `${run.key} ${run.previews.length} ${run.phase}` : "";
+            if (!run || wanted === growingKey) return;
+            if (run.id !== growingId) grown.clear();
+            growingId = run.id;
+            growingKey = wanted;
+            const answer = await atelier.get("previews", {run: run.key});
+            if (!answer.previews.length) return;
+            atelier.fill(growing, el("div", {class: "atelier-row"}, el("h3", {}, run.title), el("span", {class: "atelier-phase atelier-phase-" + run.phase}, atelier.phase(run.phase)),
+                el("small", {}, run.live ? t("grows while the run goes on") : "")), atelier.previewGallery(run.key, answer.previews, grown));
+        }
+
         const field = (name, wide) => el("div", {class: "atelier-field" + (wide ? " atelier-wide" : "")},
             el("label", {class: "atelier-label", for: fields[name].id}, t(labels[name])), el("div", {class: "atelier-box" + (/prompt/.test(name) ? " prompt" : "")}, el("label", {}, fields[name])));
         source.addEventListener("change", () => {
@@ -113,7 +129,8 @@ window.atelier = window.atelier || {};
                 field("prompts", true), field("negative_prompt", true), ["seeds", "strengths", "every", "steps", "guidance"].map(n => field(n)), field("width"), field("height")),
             el("div", {class: "atelier-row"}, atelier.button("Make the strip", begin, "primary", {id: "atelier_strip_start"})), message.element);
         return {
-            element: el("div", {class: "atelier-columns"}, form, el("div", {}, head, grid)),
+            element: el("div", {class: "atelier-columns"}, form, el("div", {}, growing, head, grid)),
+            grow,
             refresh: (runs, strips) => {
                 choices(runs, source.value);
                 const live = strips.find(s => s.live) || strips[strips.length - 1];

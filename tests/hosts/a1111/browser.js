@@ -62,6 +62,10 @@ async function fill(page, values) {
         await page.waitForSelector("#atelier_live .atelier-line-smooth", {state: "attached", timeout: 240000});
         await page.waitForSelector("#atelier_live .atelier-preview img", {timeout: 240000});
         say("running", await text(page, "#atelier_status_line"));
+        await page.click("#atelier_tab_strip");
+        await page.waitForSelector("#atelier_strip_growing .atelier-preview img", {timeout: 240000});
+        say("grows", await page.$$eval("#atelier_strip_growing thead th", all => all.slice(1).map(head => head.textContent)));
+        await page.click("#atelier_tab_train");
 
         // the page is closed, and another finds the run again
         await page.context().close();

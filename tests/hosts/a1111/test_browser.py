@@ -83,6 +83,10 @@ def test_the_run_is_watched_and_found_again(said):
     assert said["found"] == "<img src=x onerror=hit=1>"
 
 
+def test_the_previews_of_the_run_are_a_strip_that_grows(said):
+    assert said["grows"][0] == "ネットワークなし" and said["grows"][1:] == [f"{3 * n:,}" for n in range(1, len(said["grows"]))]
+
+
 def test_a_checkpoint_comes_into_the_prompt_with_its_trigger(said):
     assert said["prompt"].startswith("<lora:") and said["prompt"].endswith(":1> <b onmouseover=hit=1>toy")
 
