@@ -84,7 +84,8 @@ def test_the_run_is_watched_and_found_again(said):
 
 
 def test_the_previews_of_the_run_are_a_strip_that_grows(said):
-    assert said["grows"][0] == "ネットワークなし" and said["grows"][1:] == [f"{3 * n:,}" for n in range(1, len(said["grows"]))]
+    first, *steps = said["grows"]
+    assert first == "ネットワークなし" and steps == [f"{3 * (n + 1):,}" for n in range(len(steps))]
 
 
 def test_a_checkpoint_comes_into_the_prompt_with_its_trigger(said):
