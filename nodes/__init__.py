@@ -9,6 +9,7 @@
     routes.py     HTTP: curve.py, gallery.py      session.py    one execution of the train node, train.py the node
     keeping.py    what is kept of runs            results.py    Run, Loss Report; lora.py: Save LoRA, Load LoRA
     checkpoints.py, strip.py, painting.py         checkpoint strips
+    captioning.py, preparing.py, dataset_views.py   data sets before training, with dataset_work.py and model_files.py
 
 Nodes (category `Atelier`; * optional). Sockets of our own: ATELIER_DATASET, ATELIER_SCHEDULE, ATELIER_OPTIONS,
 ATELIER_RUN, ATELIER_CHECKPOINTS.
@@ -19,6 +20,14 @@ ATELIER_RUN, ATELIER_CHECKPOINTS.
                           flip -> dataset
     AtelierDatasetLatents  latents (LATENT, list) conditioning (CONDITIONING, list) name repeats weight -> dataset
     AtelierConcepts       dataset_1 dataset_2 dataset_3* dataset_4* -> dataset
+    AtelierCheckDataset   dataset clip* -> dataset, STRING report, IMAGE duplicates
+    AtelierEditCaptions   dataset edits with_all with_any with_none write -> dataset, STRING diff
+    AtelierTagPictures    dataset tagger, the settings of `TaggingConfig`, write -> dataset, STRING diff
+    AtelierDatasetPictures  dataset longest_px first most without_caption -> lists: IMAGE, STRING captions, STRING names
+    AtelierWriteCaptions  dataset captions (STRING, list) names* (STRING, list) existing write -> dataset, STRING diff
+    AtelierPrepareDataset  dataset upscale_model* and widgets -> dataset, IMAGE preview, STRING report, STRING folder
+    AtelierRemoveBackground  images (IMAGE) segmenter -> IMAGE on white, MASK
+    AtelierBucketPreview  dataset, settings of `data.*` -> dataset, IMAGE preview, IMAGE trained (list), STRING report
     AtelierCaptions       dataset trigger append shuffle_tags keep_tags tag_dropout caption_dropout -> dataset
     AtelierSchedule       schedule text_encoder factor stop_at_end steps (for the drawing only) -> schedule
     AtelierOptimizer      the settings of `optimizer.*` -> options

@@ -5,10 +5,13 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import graph
+from .captioning import EditCaptions, TagPictures, WriteCaptions
 from .checkpoints import CheckpointList, LinkCheckpoints
 from .data import Concepts, DatasetFolder, DatasetImages, DatasetLatents
+from .dataset_views import BucketPreview, CheckDataset, DatasetPictures
 from .lora import LoadLora, SaveLora
 from .options import Captions, Lora, Objective, Optimizer, Schedule
+from .preparing import PrepareDataset, RemoveBackground
 from .results import LossReport, RunLoader
 from .routes import add_routes
 from .strip import CheckpointStrip
@@ -19,6 +22,14 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     DatasetImages,
     DatasetLatents,
     Concepts,
+    CheckDataset,
+    EditCaptions,
+    TagPictures,
+    DatasetPictures,
+    WriteCaptions,
+    PrepareDataset,
+    RemoveBackground,
+    BucketPreview,
     Captions,
     Schedule,
     Optimizer,

@@ -121,6 +121,11 @@ def pictures_folder() -> Path:
     return runs_folder() / "pictures"
 
 
+def prepared_folder() -> Path:
+    """Where data sets are prepared into."""
+    return runs_folder() / "prepared"
+
+
 def run_names() -> list[str]:
     """The names of the run folders, newest last where names are numbered alike."""
     from ..lib.checkpoints import MARKER

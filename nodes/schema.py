@@ -69,6 +69,12 @@ def inputs(paths: Iterable[str], **changes: Mapping[str, Any]) -> list[Any]:
     return [_input(widgets[path], changes.get(input_name(path), {})) for path in paths]
 
 
+def inputs_of(cls: type, names: Iterable[str] | None = None, **changes: Mapping[str, Any]) -> list[Any]:
+    """An input for each setting of a configuration class of its own, or for those named; as `inputs`."""
+    widgets = [widget for group in form(cls) for widget in group.widgets]
+    return [_input(w, changes.get(w.path, {})) for w in widgets if names is None or w.path in names]
+
+
 def values(paths: Iterable[str], given: Mapping[str, Any]) -> dict[str, Any]:
     """Path -> value of the inputs that were given, as `forms.values_to_config` takes them; empty ones are left out."""
     widgets, found = _widgets(), {}

@@ -320,7 +320,8 @@ def _same(samples: Sequence[Sample], contents: Mapping[Path, str]) -> dict[Path,
     by_path = {sample.path: sample for sample in samples}
     left: dict[Path, str] = {}
     for group in duplicates.find(duplicates.hashes(by_path), contents):
-        best = max(group.paths, key=lambda path: by_path[path].size[0] * by_path[path].size[1])
+        # of equally large ones one that has a caption
+        best = max(group.paths, key=lambda p: (by_path[p].size[0] * by_path[p].size[1], by_path[p].caption != ""))
         how = "is the same file as" if group.equal else "shows nearly the same as"
         left |= {path: f"{how} {printable(best.name)}" for path in group.paths if path != best}
     return left

@@ -17,22 +17,27 @@ SIDES_PX = (32, 1024)
 _QUALITY = 85
 
 
-def thumbnail(path: Path, side_px: int, max_megapixels: float = 200.0) -> bytes:
-    """A picture as JPEG, its longer side at most `side_px`: upright, in sRGB, transparency on white.
+def reduced(path: Path, longest_px: int, max_megapixels: float = 200.0) -> Image.Image:
+    """A picture in RGB, its longer side at most `longest_px`: upright, in sRGB, transparency on white.
 
-    Errors: `PictureError` naming the file and what is wrong with it; `ValueError` for a side outside 32 to 1024.
+    Errors: `PictureError` naming the file and what is wrong with it.
     """
+    with named_faults(path):
+        image, alpha, _ = decode(path, max_megapixels, longest_px)
+        scale = min(1.0, longest_px / max(image.size))
+        size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+        made = image if size == image.size else image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+        if alpha is not None:
+            made.paste("white", mask=alpha.resize(size, reducing_gap=2.0).point(lambda value: 255 - value))
+    return made
+
+
+def thumbnail(path: Path, side_px: int) -> bytes:
+    """The same as JPEG. Errors: also `ValueError` for a side outside 32 to 1024."""
     if not SIDES_PX[0] <= side_px <= SIDES_PX[1]:
         raise ValueError(f"a thumbnail's side must be {SIDES_PX[0]} to {SIDES_PX[1]} pixels, got {side_px}")
-    with named_faults(path):
-        image, alpha, _ = decode(path, max_megapixels, side_px)
-        scale = min(1.0, side_px / max(image.size))
-        size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-        small = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
-        if alpha is not None:
-            small.paste("white", mask=alpha.resize(size, reducing_gap=2.0).point(lambda value: 255 - value))
-        file = io.BytesIO()
-        small.save(file, "JPEG", quality=_QUALITY)
+    file = io.BytesIO()
+    reduced(path, side_px).save(file, "JPEG", quality=_QUALITY)
     return file.getvalue()
 
 

@@ -207,6 +207,15 @@ def test_of_pictures_that_show_the_same_the_largest_is_kept(folder, tmp_path):
     assert sum(name.startswith("c") for name in visible(tmp_path / "out")) == 1
 
 
+def test_of_equal_files_one_that_has_a_caption_is_kept(tmp_path):
+    (tmp_path / "set").mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        noise(seed=4).save(tmp_path / "set" / name)
+    (tmp_path / "set" / "b.txt").write_text("a toy", "utf-8")
+    prepare(tmp_path / "set", tmp_path / "out", steps_from([{"step": "dedupe"}]))
+    assert sorted(visible(tmp_path / "out")) == ["b.png", "b.txt"]
+
+
 def test_a_picture_that_no_step_leaves_anything_of_is_named(folder, tmp_path):
     tools = Tools(detect_faces=lambda pixels: [], names=("none",))
     result = prepare(folder, tmp_path / "out", steps_from([{"step": "faces"}]), tools)
