@@ -84,7 +84,7 @@ class Place:
 
     def tags(self, *more: str, base: str = "1girl, solo") -> str:
         """A caption without a fault, and `more`."""
-        own = list(self.rng.choice(TAGS, int(self.rng.integers(4, 13)), replace=False))
+        own = list(self.rng.choice(TAGS, int(self.rng.integers(4, 11)), replace=False))
         for tag in more:
             own.insert(int(self.rng.integers(0, len(own) + 1)), tag)
         return ", ".join([base, *own] if base else own)
@@ -390,7 +390,7 @@ def num_tokens(caption: str) -> int:
 
 def write_tokenizer(folder: Path, captions: Iterable[str] = TAGS) -> None:
     """A CLIP tokenizer that knows the words of these captions, most of them as one token."""
-    words = {word for caption in captions for word in re.findall("[a-z]{2,}", caption)}
+    words = {word for caption in captions for word in re.findall("(?<![a-z])[a-z]{2,20}(?![a-z])", caption)}
     letters = [chr(c) for c in range(33, 127)]
     vocabulary = dict.fromkeys([*letters, *(f"{c}</w>" for c in letters)])
     merges: list[str] = []
