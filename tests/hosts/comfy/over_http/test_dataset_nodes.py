@@ -89,7 +89,7 @@ def test_an_edit_is_shown_first_then_written_then_taken_back(server, graphs, fol
     edits = "subsumed\njoin\nreplace = 1girl -> girl"
     shown = text_of(server.run(graph_of(graphs, folder, "AtelierEditCaptions", edits=edits)))
     assert shown.startswith("3 of 5 captions would change; switch Write on")
-    assert "a.txt: -hat, +girl, -1girl" in shown or "a.txt: -hat" in shown
+    assert "a.txt: -hat, -1girl, +girl" in shown
     assert everything(folder) == before
     written = text_of(server.run(graph_of(graphs, folder, "AtelierEditCaptions", edits=edits, write=True)))
     assert written.startswith("3 of 5 captions were changed")
@@ -142,7 +142,6 @@ def test_a_tagger_gives_its_known_answers_and_leaves_captions_that_are_there(ser
     graph["3"]["inputs"]["existing"] = "append"
     server.run(graph)
     assert captions(folder)["a"].startswith(CAPTIONS["a.png"] + ", blue thing")
-    assert graphs.server.call("/object_info/AtelierTagPictures")
 
 
 def test_cancelling_keeps_what_is_tagged(server, graphs, tmp_path, models):
