@@ -26,6 +26,7 @@ from modules import call_queue, devices, initialize, processing, script_callback
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 PHOTOS = os.environ["A1111_PHOTOS"]
+WAIT_SECONDS = 1200  # on a busy machine
 SIZE = 64
 PROMPT = "a photo of a m0nster toy on grass"
 FAMILY = os.environ["A1111_FAMILY"]
@@ -64,7 +65,7 @@ def config(name, **changes):
 
 def ended(run):
     """The status of a run once it has ended."""
-    run.join(300)
+    run.join(WAIT_SECONDS)
     assert not run.is_live, "the run did not end"
     return run.status()
 
@@ -234,6 +235,79 @@ def law_the_saved_file_gives_the_live_networks_picture():
     assert (published.path.parent / "Live network.preview.png").is_file()
     again = publish.publish(folder, name="Live network")
     assert again.path.name == "Live network-2.safetensors"
+
+
+def drawn(source, **changes):
+    """A strip of small pictures, ended: label of column -> pictures by row, and what each cell says."""
+    strips = ours("strip")
+    settings = {"prompts": (PROMPT, "a red toy"), "seeds": (5,), "steps": 2, "guidance": 4.0, "sampler": "Euler"}
+    wanted = strips.StripRequest(source=str(source), width=SIZE, height=SIZE, **{**settings, **changes})
+    strip = strips.start(wanted)
+    wait_for(lambda: not strip.is_live)
+    assert strip.phase == "finished", strip.error
+    found, errors = {label: {} for label in strip.labels}, {}
+    for cell in strip.cells:
+        label = strip.labels[cell.column]
+        if cell.error:
+            errors[label] = cell.error
+        else:
+            found[label][cell.row] = pixels(cell.image)
+    return found, errors
+
+
+def law_a_strips_cells_are_txt2imgs_own_bit_by_bit():
+    folder = trained("stripped", save={"every_steps": 1}, loop={"steps": 2})
+    networks = sorted((folder / "checkpoints").glob("*.safetensors"))
+    loras = Path(shared.cmd_opts.lora_dir)
+    for path in networks:
+        save_file(load_file(path), loras / f"by txt2img {path.name}", {"ss_output_name": f"by txt2img {path.stem}"})
+    sys.modules["networks"].list_available_networks()
+    before = everything()
+    found, errors = drawn(ours("catalogue").key_of(folder), strengths=(1.0, 0.5), prompts=(PROMPT,))
+    assert not errors and list(found) == ["no network", *(path.stem for path in networks)]
+    compare({**before, "state": None}, {**everything(), "state": None})
+    for label, pictures in found.items():
+        for row, strength in enumerate(("1", "0.5")):
+            tag = "" if label == "no network" else f" <lora:by txt2img {label}:{strength}>"
+            expected = picture(PROMPT + tag)
+            assert (pictures[row] == expected).all(), (label, row, np.abs(pictures[row] - expected).max())
+    assert np.abs(found["no network"][0] - found[networks[-1].stem][0]).mean() > 1e-3, "the network changes nothing"
+
+
+def law_bad_input_costs_its_own_cells_of_a_strip():
+    folder = Path(shared.cmd_opts.lora_dir) / "mixed"
+    folder.mkdir()
+    good = sorted((trained("mixed") / "checkpoints").glob("*.safetensors"))[-1]
+    save_file(load_file(good), folder / "toy-100.safetensors")
+    (folder / "toy-200.safetensors").write_bytes(good.read_bytes()[:100])
+    save_file({"lora_unet_none_of_ours.lora_up.weight": torch.ones(4, 4)}, folder / "toy-300.safetensors")
+    found, errors = drawn("mixed")
+    assert list(found) == ["no network", "toy-100", "toy-200", "toy-300"]
+    assert [len(pictures) for pictures in found.values()] == [2, 2, 0, 0]
+    assert "cut off" in errors["toy-200"] and "another family" in errors["toy-300"], errors
+
+
+def law_a_whole_checkpoint_is_a_column_and_the_loaded_one_comes_back():
+    folder = Path(DATA) / "models" / "Stable-diffusion" / "full"
+    folder.mkdir()
+    tensors = load_file(CHECKPOINT)
+    name = "model.diffusion_model.out.2.bias"
+    tensors[name] = tensors[name] + 0.5
+    save_file(tensors, folder / "toy-800.safetensors")
+    sidecar = CHECKPOINT.with_suffix(".yaml")
+    if sidecar.exists():
+        (folder / "toy-800.yaml").write_text(sidecar.read_text(encoding="utf-8"), encoding="utf-8")
+    first = picture()
+    weights = hash_of(shared.sd_model.state_dict().items())
+    found, errors = drawn("full", prompts=(PROMPT,))
+    assert not errors and list(found) == ["no network", "toy-800"]
+    assert hash_of(shared.sd_model.state_dict().items()) == weights and (picture() == first).all()
+    assert shared.sd_model.sd_checkpoint_info.filename == str(CHECKPOINT)
+    sd_models.reload_model_weights(info=sd_models.CheckpointInfo(str(folder / "toy-800.safetensors")))
+    try:
+        assert (found["toy-800"][0] == picture()).all() and np.abs(found["toy-800"][0] - first).mean() > 1e-3
+    finally:
+        sd_models.reload_model_weights()
 
 
 def law_previews_change_nothing_of_the_training():
@@ -546,7 +620,7 @@ def pixels(path):
         return np.asarray(image.convert("RGB")).astype(np.float32) / 255
 
 
-def wait_for(condition, seconds=120):
+def wait_for(condition, seconds=WAIT_SECONDS):
     """Wait until it is so."""
     end = time.monotonic() + seconds
     while not condition():
