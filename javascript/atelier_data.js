@@ -220,7 +220,7 @@ window.atelier = window.atelier || {};
         const element = el("div", {class: "atelier-data", id: "atelier_data"},
             el("div", {class: "atelier-row"}, folder, atelier.button("Open the folder", () => open(folder.value), "primary", {id: "atelier_data_open"})),
             message.element, head, body);
-        let words = null, parts = null, about = null, asked = 0;
+        let words = null, parts = null, about = null, asked = 0, tab = "captions";
 
         const set = {
             get folder() {
@@ -269,6 +269,7 @@ window.atelier = window.atelier || {};
                 about.shown = answer.num;
                 about.num = answer.num_all;
                 drawHead();
+                shown();
                 const open = answer.items.findIndex(item => item.name === parts.editor.name());
                 if (open >= 0) parts.editor.open(answer.items[open], open);
                 else if (parts.editor.name() !== null) parts.editor.close();
@@ -293,13 +294,17 @@ window.atelier = window.atelier || {};
 
         function go(name) {
             message.clear();
-            for (const [tab, page] of Object.entries(parts.pages)) {
-                page.hidden = tab !== name;
-                parts.tabs[tab].setAttribute("aria-selected", tab === name ? "true" : "false");
+            for (const [part, page] of Object.entries(parts.pages)) {
+                page.hidden = part !== name;
+                parts.tabs[part].setAttribute("aria-selected", part === name ? "true" : "false");
             }
             atelier.keep("data_tab", name);
-            if (parts.shown[name]) parts.shown[name]();
+            tab = name;
+            shown();
         }
+
+        // a part may say something of the pictures that are meant
+        const shown = () => parts.shown[tab] && parts.shown[tab]();
 
         function build() {
             const own = filters(() => reload(true));
@@ -324,8 +329,9 @@ window.atelier = window.atelier || {};
                 about = found;
                 atelier.keep("folder", name);
                 // models may have been put into their folders meanwhile
+                const before = JSON.stringify(words);
                 words = await atelier.get("data_words");
-                if (isNew) {
+                if (isNew || JSON.stringify(words) !== before) {
                     build();
                     go(TABS[atelier.kept("data_tab")] ? atelier.kept("data_tab") : "captions");
                 }

@@ -88,6 +88,8 @@ def apply(values: dict[str, Any]) -> Any:
     """Write what was shown, and nothing else."""
     gallery = gallery_of(values)
     num = gallery.apply(_plan(gallery, values), text(values, "digest"))
+    if values.get("job"):
+        jobs.find(text(values, "job")).result = None  # it is written: nothing is left to be shown
     return {"num": num, "undo": gallery.newest_edit()}
 
 

@@ -135,6 +135,7 @@ def test_tags_that_a_model_finds_are_shown_then_written_and_undone(host, photos,
     assert result["changes"][1] == {"name": "red.txt", "parts": [("+", "<b>red</b>")]}
     done = data_set.apply({"folder": str(photos), "job": status["id"], "digest": result["digest"]})
     assert done["num"] == 2 and (photos / "blue.txt").read_text() == "blue thing"
+    assert data_work.status({"id": status["id"]})["result"] is None
     data_set.undo({"folder": str(photos)})
     assert everything(photos) == before
 

@@ -66,7 +66,7 @@ def said(tmp_path_factory):
     answers = {"before": before}
     try:
         script = Path(__file__).with_name("browser_data.js")
-        command = ["node", str(script), str(port), str(data), str(folder / "made")]
+        command = ["node", str(script), str(server.port), str(data), str(folder / "made")]
         browser = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         # a browser that hangs ends all the same
         watch = threading.Timer(1500, browser.kill)
