@@ -228,6 +228,13 @@ def _autumn(s: Stage) -> None:
         _leaf(s, s.rng.random(), s.rng.uniform(0.72, 1), 0.05, s.rng.uniform(-1.5, 1.5), colour)
 
 
+def _simple(s: Stage) -> None:
+    """A plain colour, a little lighter where the figure stands."""
+    pale = s.rng.choice(((250, 236, 214), (214, 236, 248), (236, 222, 244), (222, 242, 222)))
+    s.sky(pale)
+    s.disc(0.5, 0.55, 0.42, (255, 252, 246), 0.9)
+
+
 SCENES = (
     Scene(("green meadow", "white flowers", "blue sky", "sun"), _meadow),
     Scene(("beach", "sea", "red and white umbrella"), _beach),
@@ -241,6 +248,19 @@ SCENES = (
     Scene(("rain", "dark clouds", "puddles"), _rain, 0.86),
     Scene(("sky", "clouds", "hot air balloons"), _balloons, 0.82),
     Scene(("autumn", "trees", "fallen leaves"), _autumn, 0.86),
+)
+
+# Those of `drawing`: fewer, each told by one tag that no other has.
+PLACES = (
+    Scene(("meadow", "blue sky", "sun"), _meadow),
+    Scene(("beach", "sea", "umbrella"), _beach),
+    Scene(("night", "stars", "moon"), _night),
+    Scene(("snow", "fir trees"), _snow),
+    Scene(("desert", "cactus", "sunset"), _desert),
+    Scene(("forest", "mushrooms"), _forest, 0.88),
+    Scene(("room", "window", "rug"), _room, 0.88),
+    Scene(("space", "planet"), _space, 0.86),
+    Scene(("simple background",), _simple),
 )
 
 
