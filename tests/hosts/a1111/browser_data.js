@@ -47,7 +47,7 @@ const IN_VIEW = () => {
             await action();
             say(name, Date.now() - start);
         };
-        await page.goto(`http://127.0.0.1:${port}/`, {waitUntil: "domcontentloaded"});
+        await page.goto(`http://127.0.0.1:${port}/`, {waitUntil: "domcontentloaded", timeout: 300000});
         await page.waitForFunction(() => document.querySelector("#atelier_root .atelier-tabs"), null, {timeout: 120000});
         await page.evaluate(() => {
             [...document.querySelectorAll("#tabs > .tab-nav > button")][5].click();
