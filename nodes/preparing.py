@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -311,9 +312,8 @@ def _tools(segmenter: str, upscale_model: Any) -> Tools:
 
 def _upscaler(model: Any) -> Callable[[Image.Image], Image.Image]:
     """ComfyUI's own node for it, which tiles and keeps to the memory."""
-    import nodes  # ComfyUI's
-
-    kind = nodes.NODE_CLASS_MAPPINGS["ImageUpscaleWithModel"]
+    # ComfyUI's own module of that name, which it has long since loaded
+    kind = sys.modules["nodes"].NODE_CLASS_MAPPINGS["ImageUpscaleWithModel"]
 
     def upscaled(image: Image.Image) -> Image.Image:
         return _picture(kind.execute(model, as_tensor(image)).args[0][0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 
 import pytest
@@ -57,10 +58,12 @@ def test_the_summary_counts_pictures_steps_and_layers(pictures: Path, tmp_path: 
 
 
 def test_a_mirror_that_makes_captions_wrong_is_said(pictures: Path, tmp_path: Path) -> None:
-    caption = sorted(pictures.rglob("*.txt"))[0]
+    own = tmp_path / "pictures"
+    shutil.copytree(pictures, own)
+    caption = sorted(own.rglob("*.txt"))[0]
     said = "captions name what is then wrong"
-    assert said not in prepared_notes(pictures, tmp_path, data__flip=True, **NO_RULES)
+    assert said not in prepared_notes(own, tmp_path, data__flip=True, **NO_RULES)
     caption.write_text("a cup, english text, eyepatch", "utf-8")
-    notes = prepared_notes(pictures, tmp_path, data__flip=True, **NO_RULES)
+    notes = prepared_notes(own, tmp_path, data__flip=True, **NO_RULES)
     assert said in notes and f"{caption.stem}.png (english text, eyepatch)" in notes
-    assert said not in prepared_notes(pictures, tmp_path, data__flip=False, **NO_RULES)
+    assert said not in prepared_notes(own, tmp_path, data__flip=False, **NO_RULES)
