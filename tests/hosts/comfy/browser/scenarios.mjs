@@ -33,9 +33,18 @@ async function ready(page) {
   await page.waitForTimeout(1500);
 }
 
-/** A graph of one node of a class; its id. */
+/** A graph of one node of a class; its id. On a slow machine ComfyUI puts its first workflow over it: then once more. */
 async function only(page, comfyClass, width = 420) {
-  const id = await page.evaluate(
+  for (let attempt = 0; attempt < 10; attempt++) {
+    const id = await add(page, comfyClass, width);
+    await page.waitForTimeout(1000);
+    if (await page.evaluate((id) => window.app.graph.getNodeById(Number(id)) != null, id)) return id;
+  }
+  throw new Error(`a graph of ${comfyClass} does not stay`);
+}
+
+function add(page, comfyClass, width) {
+  return page.evaluate(
     ([name, width]) => {
       const { graph, canvas } = window.app;
       graph.clear();
@@ -50,8 +59,6 @@ async function only(page, comfyClass, width = 420) {
     },
     [comfyClass, width],
   );
-  await page.waitForTimeout(1000);
-  return id;
 }
 
 const send = (page, event, detail) =>
