@@ -82,9 +82,9 @@ class Place:
             self.caption(self.tags(), suffix)
         return name
 
-    def tags(self, *more: str, base: str = "1girl, solo") -> str:
-        """A caption without a fault, and `more`."""
-        own = list(self.rng.choice(TAGS, int(self.rng.integers(4, 11)), replace=False))
+    def tags(self, *more: str, base: str = "1girl, solo", at_most: int = 10) -> str:
+        """A caption of 4 to `at_most` tags without a fault, and `more`."""
+        own = list(self.rng.choice(TAGS, int(self.rng.integers(4, at_most + 1)), replace=False))
         for tag in more:
             own.insert(int(self.rng.integers(0, len(own) + 1)), tag)
         return ", ".join([base, *own] if base else own)
@@ -247,7 +247,8 @@ def _circle(place: Place) -> None:
 def _at_once(place: Place) -> None:
     """Several faults of one picture are named one by one."""
     name = place.picture(_cut("JPEG")(place), caption=False)
-    text = place.tags("blue dress", "dress", "open mouth", "closed mouth", "caf\u00e9 noir")
+    # few of its own, so that it is not too long as well
+    text = place.tags("blue dress", "dress", "open mouth", "closed mouth", "caf\u00e9 noir", at_most=5)
     place.fault(ENCODING, place.caption(text.encode("cp1252")))
     for heading in (TRUNCATED, "has a tag that another says already", "has tags that contradict each other"):
         place.fault(heading, name)
