@@ -386,15 +386,25 @@ def _is_checkpoint(path: Path) -> bool:
 @contextmanager
 def _loaded(path: Path) -> Iterator[None]:
     """A checkpoint in place of the loaded one, inside; what the user chose stays chosen. Errors: `ValueError`."""
-    from modules import sd_models
+    from modules import sd_models, shared
 
-    own = sd_models.model_data.sd_model.sd_checkpoint_info
-    listed = (info for info in sd_models.checkpoints_list.values() if Path(info.filename).resolve() == path.resolve())
+    own, chosen = sd_models.model_data.sd_model.sd_checkpoint_info, shared.opts.data.get("sd_model_checkpoint")
+    listed, aliases = dict(sd_models.checkpoints_list), dict(sd_models.checkpoint_aliases)
+    info = next((i for i in listed.values() if Path(i.filename).resolve() == path.resolve()), None)
     try:
+        if info is None:
+            info = sd_models.CheckpointInfo(str(path))
+            info.register()
+        # txt2img loads what is chosen before it samples
+        shared.opts.data["sd_model_checkpoint"] = info.title
         try:
-            sd_models.reload_model_weights(info=next(listed, None) or sd_models.CheckpointInfo(str(path)))
+            sd_models.reload_model_weights(info=info)
         except (OSError, ValueError, RuntimeError, KeyError, AttributeError, SafetensorError) as error:
             raise ValueError(f"{path.name} cannot be loaded as a checkpoint: {str(error)[:300]}") from None
         yield
     finally:
+        for kept, before in ((sd_models.checkpoints_list, listed), (sd_models.checkpoint_aliases, aliases)):
+            kept.clear()
+            kept.update(before)
+        shared.opts.data["sd_model_checkpoint"] = chosen
         sd_models.reload_model_weights(info=own)
