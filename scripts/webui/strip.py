@@ -329,7 +329,8 @@ class WebuiPainter:
         checkpoint was loaded meanwhile, or the file cannot be used; `OSError`."""
         from modules import call_queue, shared
 
-        with call_queue.queue_lock:
+        # loading networks and checkpoints draws random numbers too
+        with call_queue.queue_lock, random_state_kept():
             host = self._host()
             if _base(host) != self.base:
                 raise ValueError("another checkpoint was loaded meanwhile; load the first one and make the strip again")
