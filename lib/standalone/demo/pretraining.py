@@ -35,7 +35,8 @@ SEED = 7
 SIZES = Sizes(text_width=96, max_tokens=48, autoencoder=(32, 48, 48), unet=(64, 112), cross_attention=(False, True))
 NUM_COLOURED, NUM_PICTURES = 4_000, 24_000
 AUTOENCODER_STEPS, DECODER_STEPS, AUTOENCODER_BATCH, AUTOENCODER_RATE = 1_300, 3_000, 8, 2e-3
-DENOISER_STEPS, DENOISER_BATCH, DENOISER_RATE = 3_200, 32, 8e-3
+DENOISER_STEPS, DENOISER_BATCH, DENOISER_RATE = 6_000, 32, 5e-3
+WARMUP_STEPS, FALL = 60, 0.35  # of the rate: steps of its rise, part of all steps in which it falls
 LATENT_NOISE = 0.06  # what the decoder learns to overlook, since a sampler is never exact; colours deviate by 0.5
 # Latents that stay near a smaller picture are what a small U-Net learns soonest; free ones become white noise to it.
 COLOUR_KEPT, DETAIL_KEPT, SMOOTHNESS = 2.0, 0.02, 0.05
@@ -178,7 +179,7 @@ def train_denoiser(
 
 
 class Learner:
-    """Muon for matrices, AdamW for the rest, one rate that rises shortly and then falls to nothing; an average."""
+    """Muon for matrices, AdamW for the rest, one rate that rises shortly and at last falls to nothing; an average."""
 
     def __init__(self, modules: Sequence[nn.Module], rate: float, num_steps: int, ema_steps: int = 0) -> None:
         self._peak, self._num_steps, self._modules = rate, num_steps, modules
@@ -196,8 +197,10 @@ class Learner:
     def step(self, loss: Tensor) -> None:
         """Backward and update."""
         loss.backward()
-        done = (self.num_done + 1) / self._num_steps
-        self.rate = self._peak * min(1.0, done / 0.02) * (1 - 0.98 * done)
+        step = self.num_done + 1
+        # Constant until the last third: until then, how many steps there will be need not be decided.
+        fall = (self._num_steps - step) / (self._num_steps * FALL)
+        self.rate = self._peak * min(1.0, step / WARMUP_STEPS, 0.02 + fall)
         self._adam.param_groups[0]["lr"] = self.rate * 0.5
         self._adam.step()
         self._muon.step(self.rate)
