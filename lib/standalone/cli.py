@@ -21,7 +21,7 @@ COMMANDS = {
     "schedule": "print or draw a learning-rate schedule",
     "data": "check a data set, count and edit its tags, caption and prepare its pictures",
     "inspect": "say what a network file is",
-    "demo": "train on a tiny model and pictures that are made on the spot",
+    "demo": "teach the tiny model that comes with the pack a character it has never seen",
 }
 
 

@@ -14,7 +14,7 @@ from sd_atelier.lib.files import read_safetensors
 from sd_atelier.lib.frozen import attached
 from sd_atelier.lib.lengths import denoised
 from sd_atelier.lib.run_folder import RunFolder
-from sd_atelier.lib.standalone.demo.pictures import draw_dataset
+from sd_atelier.lib.standalone.demo.pictures import SHAPES, draw_dataset
 from sd_atelier.lib.standalone.host import StandaloneHost
 from sd_atelier.lib.standalone.pipeline import load_pipeline
 from tiny_families import FAMILY
@@ -26,7 +26,7 @@ CAPTIONS = ["a toy on a table", "night, " * 30]
 def pictures(tmp_path_factory) -> Path:
     """Pictures with captions of several lengths, in tokens of CLIP and of T5."""
     folder = tmp_path_factory.mktemp("pictures") / "toys"
-    draw_dataset(folder, count=4, size_px=96, seed=0)
+    draw_dataset(folder, count=4, size_px=96, seed=0, shapes=SHAPES)
     for number, path in enumerate(sorted(folder.glob("*.txt"))):
         path.write_text(["a toy", "night, " * 40, "", "a table, " * 12][number % 4])
     return folder

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from sd_atelier.lib.comparison import paired_interval, picture_means
 from sd_atelier.lib.records import read_losses, read_probe
 from sd_atelier.lib.standalone.cli import main
-from sd_atelier.lib.standalone.demo.pictures import draw_dataset
+from sd_atelier.lib.standalone.demo.pictures import SHAPES, draw_dataset
 
 EPOCHS = 8
 TRIGGERS = {"monster_toy": "m0nster toy", "robot_toy": "r0bo toy", "wolf_plushie": "w0lf plush"}
@@ -26,7 +26,7 @@ def concepts(request, tmp_path):
     if request.param == "photographs":
         return request.getfixturevalue("photos")
     for number, name in enumerate(TRIGGERS):
-        draw_dataset(tmp_path / "drawn" / name, count=4, size_px=96, seed=number)
+        draw_dataset(tmp_path / "drawn" / name, count=4, size_px=96, seed=number, shapes=SHAPES)
     return tmp_path / "drawn"
 
 

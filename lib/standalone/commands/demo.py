@@ -1,45 +1,55 @@
-"""`atelier demo`: everything once, on a tiny model and pictures that are made on the spot."""
+"""`atelier demo`: everything once, on the tiny base model that comes with the pack and pictures drawn on the spot."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from ...config import RunConfig, from_dict
-from ...manifest import DamagedError, read_manifest, write_manifest
 from ...preparation import start
 from ...previews import requests
 from ...report import write_report
 from ...strip.render import rows_of
-from ..demo.pictures import TRIGGER, draw_dataset
-from ..demo.pretraining import LOGIT_MEAN, LOGIT_STD, SIDE_PX, Recipe, Watch, build_model
+from ..demo import BASE, style
+from ..demo.characters import CHARACTERS
+from ..demo.drawing import SIDE_PX, Description
+from ..demo.pictures import draw_dataset
 from ..host import StandaloneHost
 from ..pipeline import load_pipeline
 from ..progress import StopRequest, Terminal
 from .strip import make_strip
 
-NUM_PICTURES = 9
+NUM_PICTURES = 10
 NUM_STEPS = 320
 NUM_CHECKPOINTS = 4
 MAX_THREADS = 4  # more only get in each other's way on so small a model
-FORMAT = 1  # of recipe.json
-PROMPTS = (
-    f"{TRIGGER}, smiling, green meadow, white flowers, blue sky, sun",
-    f"{TRIGGER}, laughing, snow, fir trees, winter",
-    "blue rabbit, beach, sea, red and white umbrella",
-)
+GUIDANCE = 3.0
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is to be learned: its trigger word, what the strip shows, and what to look at."""
+
+    trigger: str
+    prompts: tuple[str, ...]
+    look: str
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `atelier demo`."""
+    subject = parser.add_mutually_exclusive_group()
+    subject.add_argument(
+        "--character", choices=list(CHARACTERS), default="zuzu", help="whom the base model has never seen (zuzu)"
+    )
+    subject.add_argument("--style", action="store_true", help="learn a way of drawing instead of a character")
     parser.add_argument("--output", type=Path, default=Path("demo-run"), help="folder that everything is written to")
     parser.add_argument("--steps", type=int, default=NUM_STEPS, metavar="N", help="length of the run")
-    parser.add_argument("--seed", type=int, default=0, help="of the model, the pictures and the run")
+    parser.add_argument("--seed", type=int, default=0, help="of the pictures and the run")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,22 +58,19 @@ def run(args: argparse.Namespace) -> int:
         if value < least:
             raise ValueError(f"--{name} must be at least {least}, got {value}")
     with _few_threads():
-        return demonstrate(args.output, args.steps, Recipe(seed=args.seed))
+        return demonstrate(args.output, style.TRIGGER if args.style else args.character, args.steps, args.seed)
 
 
-def demonstrate(output: Path, num_steps: int = NUM_STEPS, recipe: Recipe = Recipe()) -> int:  # noqa: B008 - frozen
-    """Draw pictures, build or reuse the model, train, draw the strip and the report, and say where they are.
-
-    Errors: `ValueError`, also when `output/model` is something else than a model of the demo; `StoppedError`.
-    """
+def demonstrate(output: Path, trigger: str = "zuzu", num_steps: int = NUM_STEPS, seed: int = 0) -> int:
+    """Draw pictures, train, draw the strip and the report, and say where they are. Errors: `ValueError`, `OSError`."""
     terminal = Terminal()
     stop = StopRequest(terminal)
+    subject = subject_of(trigger)
     with stop.listening():
-        pictures = output / "pictures"
-        draw_dataset(pictures, NUM_PICTURES, seed=recipe.seed)
-        terminal.say(f"drew {NUM_PICTURES} pictures of {TRIGGER} into {pictures}")
-        model = _model(output / "model", recipe, Watch(terminal.say, terminal.show, lambda: stop.requested))
-        pipeline, info = load_pipeline(model, dtype=torch.float32)
+        pictures = output / f"pictures-{trigger}"
+        draw_dataset(pictures, trigger, NUM_PICTURES, seed=seed)
+        terminal.say(f"drew {NUM_PICTURES} pictures of {trigger} into {pictures}")
+        pipeline, info = load_pipeline(BASE, dtype=torch.float32)
         host = StandaloneHost(
             pipeline,
             model_info=info,
@@ -71,7 +78,7 @@ def demonstrate(output: Path, num_steps: int = NUM_STEPS, recipe: Recipe = Recip
             on_progress=terminal.show,
             stop_requested=lambda: stop.requested,
         )
-        config = settings(pictures, num_steps, recipe.seed)
+        config = settings(pictures, subject, num_steps, seed)
         with start(host, config, output / "runs", terminal.say) as prepared:
             for note in prepared.notes:
                 terminal.say(f"note: {note}")
@@ -95,60 +102,58 @@ def demonstrate(output: Path, num_steps: int = NUM_STEPS, recipe: Recipe = Recip
             print(f"{what + ':':9}{path}")
     if strip is None:
         command = "strip" if outcome.reason == "finished" else "resume"
-        print(f"go on with: atelier {command} {folder} --model {model}")
+        print(f"go on with: atelier {command} {folder} --model {BASE}")
         return 3
-    print(
-        f"Open the report: its first lines say whether the network learned. In the strip, {TRIGGER} (round, purple, a "
-        "yellow hat) comes into rows 1 and 2 from left to right; row 3 does not name it: what it loses is the price."
-    )
+    print(f"Open the report: its first lines say whether the network learned. {subject.look}")
     return 0
 
 
-def settings(pictures: Path, num_steps: int, seed: int) -> RunConfig:
+def subject_of(trigger: str) -> Subject:
+    """What is trained and shown for a character's trigger word or that of the prints."""
+    shown = Description(who=trigger, colour=None)
+    cat = Description(who="cat", colour="orange", pose="jumping", expression="open mouth", background="beach")
+    last = "does not name it, and should stay as it is: what it loses is the price."
+    if trigger == style.TRIGGER:
+        rabbit = Description(who="rabbit", colour=None, pose="waving", accessory="scarf", background="snow")
+        bear = Description(who="bear", colour=None, pose="sitting", background="forest")
+        rows = [f"{trigger}, {d.caption()}" for d in (rabbit, bear, replace(cat, colour=None))]
+        look = f"In the strip, the print in four inks comes into the rows of {trigger} from left to right; the last row"
+    else:
+        rows = [
+            d.caption()
+            for d in (
+                shown,
+                replace(shown, pose="waving", expression="open mouth", background="beach"),
+                replace(shown, pose="sitting", accessory="scarf", background="snow"),
+            )
+        ]
+        looks = CHARACTERS[trigger].looks_like
+        look = f"In the strip, {trigger} ({looks}) comes into its rows from left to right; the last row"
+    return Subject(trigger, (*rows, cat.caption()), f"{look} {last}")
+
+
+def settings(pictures: Path, subject: Subject, num_steps: int, seed: int) -> RunConfig:
     """The run: every layer of the model, since it is tiny, and a checkpoint and the controlled loss at each quarter."""
     every_steps = max(1, num_steps // NUM_CHECKPOINTS)
     return from_dict(
         RunConfig,
         {
-            "name": "demo",
+            "name": subject.trigger,
             "data": {
-                "concepts": [{"folder": str(pictures), "trigger": TRIGGER}],
+                "concepts": [{"folder": str(pictures), "trigger": subject.trigger}],
                 "resolution": SIDE_PX,
                 "bucket_step": 8,
                 "bucket_min_px": 32,
                 "bucket_max_px": 2 * SIDE_PX,
             },
-            "objective": {"timesteps": "logit_normal", "logit_mean": LOGIT_MEAN, "logit_std": LOGIT_STD},
             "trainable": {"layers": "all", "rank": 16, "alpha": 16.0},
-            "rate": {"schedule": f"0->5e-3:{max(1, num_steps // 20)}, 5e-3->5e-4 cosine"},
-            "loop": {"steps": num_steps, "batch_size": 3, "seed": seed},
+            "rate": {"schedule": f"0->2e-3:{max(1, num_steps // 20)}, 2e-3->2e-4 cosine"},
+            "loop": {"steps": num_steps, "batch_size": 4, "seed": seed},
             "save": {"every_steps": every_steps},
-            "record": {"probe_every_steps": every_steps, "probe_images": NUM_PICTURES},
-            "preview": {"prompts": list(PROMPTS), "guidance": 1.5, "seed": 21},
+            "record": {"probe_every_steps": every_steps, "probe_images": 8},
+            "preview": {"prompts": list(subject.prompts), "guidance": GUIDANCE, "seed": 21},
         },
     )
-
-
-def _model(folder: Path, recipe: Recipe, watch: Watch) -> Path:
-    """The model in `folder`, built unless it is there already."""
-    about = folder / "recipe.json"
-    if folder.is_dir() and any(folder.iterdir()) and not about.is_file():
-        raise ValueError(f"{folder} holds something else than a model of the demo; give another --output")
-    wanted = {"format": FORMAT, "recipe": asdict(recipe)}
-    try:
-        complete = about.is_file() and read_manifest(about, FORMAT) == wanted
-    except DamagedError:
-        complete = False
-    if complete:
-        watch.say(f"uses the model that was built before: {folder}")
-        return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    # says whose folder this is; the recipe comes last, so that half a model is never taken for one
-    write_manifest(about, {"format": FORMAT, "recipe": None})
-    watch.say(f"builds a tiny model in {folder}; another demo with this --output will use it again")
-    build_model(folder, recipe, watch)
-    write_manifest(about, wanted)
-    return folder
 
 
 @contextmanager

@@ -1,1 +1,5 @@
-"""The demo: a tiny pipeline and a handful of pictures, made on the spot."""
+"""The demo: a tiny base model that comes with the pack, and the little world of drawings that it knows."""
+
+from pathlib import Path
+
+BASE = Path(__file__).parent / "base"  # a diffusers folder, made by `pretraining`

@@ -15,13 +15,13 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from .characters import CHARACTERS
 from .figure import ACCESSORIES, EXPRESSIONS, INK, POSES, Pen, draw_figure, lowest
-from .scenes import PLACES, Colour, Scene, Stage
+from .scenes import SCENES, Colour, Scene, Stage
 from .species import COLOURS, SPECIES, look
 
 SIDE_PX = 64
 ENLARGED = 4  # drawn so many times larger than it is returned
 FRAMINGS = ("full body", "close-up")
-BACKGROUNDS: dict[str, Scene] = {scene.tags[0]: scene for scene in PLACES}
+BACKGROUNDS: dict[str, Scene] = {scene.tags[0]: scene for scene in SCENES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ def draw(
 def words() -> list[str]:
     """Every word of the captions of all species; no trigger word is among them."""
     texts = [*(f"{c} body" for c in COLOURS), *SPECIES, *POSES, *EXPRESSIONS, *ACCESSORIES, *FRAMINGS]
-    texts += [tag for scene in PLACES for tag in scene.tags]
+    texts += [tag for scene in SCENES for tag in scene.tags]
     return list(dict.fromkeys(re.findall(r"[a-z]+", " ".join(texts))))
 
 

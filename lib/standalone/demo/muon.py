@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-MOMENTUM = 0.85
+MOMENTUM = 0.9
 
 
 class Muon:
@@ -22,6 +22,10 @@ class Muon:
         for parameter in parameters:
             by_shape.setdefault((parameter.shape[0], parameter[0].numel()), []).append(parameter)
         self._groups = [(group, torch.zeros(len(group), *shape)) for shape, group in by_shape.items()]
+
+    def momenta(self) -> list[Tensor]:
+        """The momentum of each group of equal shapes, to be kept and put back in place."""
+        return [momentum for _, momentum in self._groups]
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
@@ -38,11 +42,13 @@ def orthogonal(matrices: Tensor) -> Tensor:
     """Matrices (B, M, N) with their singular values brought near 1 (0.7 to 1.2), by five Newton-Schulz steps."""
     wide = matrices.shape[1] <= matrices.shape[2]
     x = matrices if wide else matrices.mT
+    if x.dtype == torch.float32:
+        x = x.bfloat16()  # the iteration mends rounding, so that it is enough, and several times faster
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(5):
         square = x @ x.mT
         x = 3.4445 * x + (-4.775 * square + 2.0315 * square @ square) @ x
-    return x if wide else x.mT
+    return (x if wide else x.mT).to(matrices.dtype)
 
 
 def _gradient(parameter: Tensor) -> Tensor:

@@ -138,18 +138,6 @@ def _desert(s: Stage) -> None:
         _cactus(s, x, y, size)
 
 
-def _town(s: Stage) -> None:
-    s.sky((250, 190, 190), (255, 232, 210))
-    x = -0.02
-    colours = [(226, 112, 98), (96, 150, 180), (240, 196, 110), (140, 176, 128), (180, 130, 170)]
-    while x < 1.1:
-        wide, high, colour = s.rng.uniform(0.2, 0.28), s.rng.uniform(0.34, 0.52), s.rng.choice(colours)
-        _house(s, x, 0.76, wide, high, colour)
-        x += wide * s.unit / s.width
-    s.ground(0.75, (150, 150, 164), wave=0.0)
-    s.ground(0.79, (122, 122, 138), wave=0.0)
-
-
 def _forest(s: Stage) -> None:
     s.sky((190, 226, 190), (226, 242, 206))
     for y, size, colour in ((0.62, 0.5, (150, 196, 150)), (0.7, 0.56, (100, 160, 112)), (0.78, 0.6, (58, 120, 84))):
@@ -188,46 +176,6 @@ def _space(s: Stage) -> None:
         s.disc(x, y, r, (134, 136, 160), 0.4)
 
 
-def _rain(s: Stage) -> None:
-    s.sky((104, 124, 150), (168, 184, 200))
-    for x in (0.2, 0.55, 0.88):
-        _cloud(s, x, 0.12, 0.13, (206, 214, 224))
-    s.ground(0.72, (110, 140, 128), wave=0.015)
-    for _ in range(46):
-        x, y = s.rng.random(), s.rng.uniform(0.16, 1)
-        s.shape(x, y, [(0, 0), (0.008, 0.001), (-0.016, 0.075), (-0.022, 0.073)], (196, 220, 244))
-    for x, y, r in ((0.2, 0.9, 0.14), (0.82, 0.84, 0.1)):
-        s.disc(x, y, r, (150, 184, 204), 0.26)
-
-
-def _balloons(s: Stage) -> None:
-    s.sky((92, 168, 236), (180, 222, 250), (255, 240, 220))
-    for x, y, size in ((0.22, 0.62, 0.12), (0.8, 0.14, 0.09), (0.6, 0.9, 0.13)):
-        _cloud(s, x, y, size)
-    for x, y, size, colour in (
-        (0.16, 0.24, 0.14, (240, 96, 90)),
-        (0.84, 0.42, 0.11, (92, 190, 140)),
-        (0.6, 0.12, 0.08, YELLOW),
-    ):
-        _balloon(s, x, y, size, colour)
-    _cloud(s, 0.5, 0.88, 0.2)
-
-
-def _autumn(s: Stage) -> None:
-    s.sky((244, 214, 160), (250, 236, 200))
-    for x, y, size, colour in (
-        (0.1, 0.72, 0.26, (214, 104, 48)), (0.36, 0.68, 0.2, (236, 160, 56)), (0.92, 0.73, 0.28, (190, 66, 50)),
-    ):  # fmt: skip
-        s.box(x, y, 0.05, size * 1.4, (112, 74, 58))
-        top = y - size * 1.7 * s.unit / s.height
-        for dx, dy in ((0, 0), (-0.5, 0.35), (0.5, 0.35)):
-            s.disc(x + dx * size * s.unit / s.width, top + dy * size * s.unit / s.height, size * 0.62, colour)
-    s.ground(0.7, (200, 150, 84), wave=0.02, phase=2)
-    for _ in range(34):
-        colour = s.rng.choice([(214, 104, 48), (236, 160, 56), (190, 66, 50)])
-        _leaf(s, s.rng.random(), s.rng.uniform(0.72, 1), 0.05, s.rng.uniform(-1.5, 1.5), colour)
-
-
 def _simple(s: Stage) -> None:
     """A plain colour, a little lighter where the figure stands."""
     pale = s.rng.choice(((250, 236, 214), (214, 236, 248), (236, 222, 244), (222, 242, 222)))
@@ -236,22 +184,6 @@ def _simple(s: Stage) -> None:
 
 
 SCENES = (
-    Scene(("green meadow", "white flowers", "blue sky", "sun"), _meadow),
-    Scene(("beach", "sea", "red and white umbrella"), _beach),
-    Scene(("night", "stars", "crescent moon"), _night),
-    Scene(("snow", "fir trees", "winter"), _snow),
-    Scene(("desert", "cactus", "sunset"), _desert),
-    Scene(("town", "colorful houses", "street"), _town, 0.88),
-    Scene(("forest", "mushrooms", "fir trees"), _forest, 0.88),
-    Scene(("room", "window", "rug", "potted plant"), _room, 0.88),
-    Scene(("space", "planet with a ring", "stars"), _space, 0.86),
-    Scene(("rain", "dark clouds", "puddles"), _rain, 0.86),
-    Scene(("sky", "clouds", "hot air balloons"), _balloons, 0.82),
-    Scene(("autumn", "trees", "fallen leaves"), _autumn, 0.86),
-)
-
-# Those of `drawing`: fewer, each told by one tag that no other has.
-PLACES = (
     Scene(("meadow", "blue sky", "sun"), _meadow),
     Scene(("beach", "sea", "umbrella"), _beach),
     Scene(("night", "stars", "moon"), _night),
@@ -285,18 +217,6 @@ def _cactus(s: Stage, x: float, y: float, size: float) -> None:
     s.box(x + 0.4 * size * u, y - 0.2 * size * v, size * 0.15, size * 0.42, green, size * 0.07)
 
 
-def _house(s: Stage, x: float, y: float, width: float, height: float, colour: Colour) -> None:
-    u, v = s.unit / s.width, s.unit / s.height
-    middle = x + width / 2 * u
-    s.box(middle, y, width, height, colour)
-    s.shape(middle, y - height * v, [(-width * 0.56, 0), (width * 0.56, 0), (0, -width * 0.5)], (134, 74, 74))
-    for dx in (-0.24, 0.24):
-        for dy in (0.3, 0.68):
-            lit = s.rng.random() < 0.6
-            window = (255, 240, 170) if lit else (90, 106, 140)
-            s.box(middle + dx * width * u, y - dy * height * v, width * 0.22, width * 0.28, window, 0.008)
-
-
 def _mushroom(s: Stage, x: float, y: float, size: float) -> None:
     s.box(x, y, size * 0.5, size, CREAM, size * 0.2)
     _slice(s, x, y - size * 0.75 * s.unit / s.height, size * 0.9, 180, 360, (220, 66, 60))
@@ -315,19 +235,6 @@ def _leaf(s: Stage, x: float, y: float, length: float, angle: float, colour: Col
     outline = [(0.22 * math.sin(math.pi * p), -p) for p in np.linspace(0, 1, 16)]
     outline += [(-px, py) for px, py in reversed(outline)]
     s.shape(x, y, [turned(px * length, py * length, angle) for px, py in outline], colour)
-
-
-def _balloon(s: Stage, x: float, y: float, size: float, colour: Colour) -> None:
-    v = s.unit / s.height
-    s.shape(
-        x,
-        y,
-        [(-0.9 * size, 0.3 * size), (0.9 * size, 0.3 * size), (0.2 * size, 1.4 * size), (-0.2 * size, 1.4 * size)],
-        colour,
-    )
-    s.disc(x, y, size, colour)
-    s.disc(x, y, size * 0.45, CREAM, 2.2)
-    s.box(x, y + 1.85 * size * v, size * 0.5, size * 0.4, (150, 104, 76), size * 0.06)
 
 
 def turned(x: float, y: float, angle: float) -> Point:
