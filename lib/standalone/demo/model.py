@@ -25,6 +25,7 @@ class Sizes:
 
     text_width: int = 32
     max_tokens: int = 77  # of a caption, with its start and end
+    latents: int = 8  # side of the latents of a picture whose size is not said
     autoencoder: tuple[int, ...] = (8, 8, 16, 16)  # channels by level; each level but the last halves the side
     unet: tuple[int, ...] = (32, 64)  # the same
     cross_attention: tuple[bool, ...] = (True, False)  # by level of the U-Net
@@ -106,7 +107,7 @@ def tiny_pipeline(folder: Path, seed: int = 0, sizes: Sizes = Sizes(), words: Se
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = diffusers.UNet2DConditionModel(
-            sample_size=8,
+            sample_size=sizes.latents,
             block_out_channels=sizes.unet,
             layers_per_block=1,
             cross_attention_dim=sizes.text_width,

@@ -1,9 +1,9 @@
 """Making the demo's base model: `python -m sd_atelier.lib.standalone.demo.pretraining WORK --base FOLDER`.
 
-First the autoencoder learns to keep drawings, then the U-Net and the text encoder learn to draw them from captions, at
-first as long as there is time. WORK holds what was drawn and, every few minutes, the state, from which the same command
-goes on; `--base` gets the finished diffusers folder in fp16, with `learning_curve.csv`. What is trained here is never
-trained again on a user's machine, so this is a script: the runs of users are the core's.
+First the autoencoder learns to keep drawings, then the U-Net and the text encoder learn to draw them from captions. WORK
+holds what was drawn and, every few minutes, the state, from which the same command goes on; `--base` gets the model as a
+diffusers folder in fp16, with `learning_curve.csv`. What is trained here is never trained again on a user's machine, so
+this is a script: the runs of users are the core's.
 """
 
 from __future__ import annotations
@@ -32,7 +32,14 @@ from .style import printed
 from .thumbnail import start_as_thumbnail
 
 SEED = 7
-SIZES = Sizes(text_width=96, max_tokens=48, autoencoder=(32, 48, 48), unet=(64, 112), cross_attention=(False, True))
+SIZES = Sizes(
+    text_width=96,
+    max_tokens=48,
+    latents=16,
+    autoencoder=(32, 48, 48),
+    unet=(64, 112),
+    cross_attention=(False, True),
+)
 NUM_COLOURED, NUM_PICTURES = 4_000, 24_000
 AUTOENCODER_STEPS, DECODER_STEPS, AUTOENCODER_BATCH, AUTOENCODER_RATE = 1_300, 3_000, 8, 2e-3
 DENOISER_STEPS, DENOISER_BATCH, DENOISER_RATE = 6_000, 32, 5e-3
@@ -147,6 +154,13 @@ def train_denoiser(
         learner.load(state)
         print(f"goes on at step {learner.num_done}", flush=True)
     curve.cut(learner.num_done)
+
+    def keep() -> None:
+        learner.save(state)
+        with learner.averaged():
+            _write(pipeline, work, base, curve)
+        print(f"step {learner.num_done}/{num_steps} loss {curve.recent:.4f}", flush=True)
+
     alphas_cumprod = pipeline.scheduler.alphas_cumprod
     saved = time.monotonic()
     while learner.num_done < num_steps:
@@ -170,12 +184,10 @@ def train_denoiser(
         loss = (prediction.float() - (alpha * noise - sigma * x_0)).square().mean()
         learner.step(loss)
         curve.add(learner.num_done, loss.item(), learner.rate)
-        if time.monotonic() - saved > SAVE_SECONDS or learner.num_done == num_steps:
-            learner.save(state)
-            with learner.averaged():
-                _write(pipeline, work, base, curve)
-            print(f"step {learner.num_done}/{num_steps} loss {curve.recent:.4f}", flush=True)
+        if time.monotonic() - saved > SAVE_SECONDS:
+            keep()
             saved = time.monotonic()
+    keep()
 
 
 class Learner:
