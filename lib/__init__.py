@@ -10,6 +10,7 @@ A file imports its own layer and below; tests/test_layers.py reads the imports a
         host.py          protocols: Host, Denoiser, TextEncoder, Autoencoder, Sampler
         files.py         durable writes: temporary name, fsync of file and folder, rename, SHA-256
         manifest.py      JSON files that carry their own SHA-256
+        named_folders.py  which folders a graph, a page or a route may name
         owner.py         one program at a time writes in a folder
     L1  noise.py         noise schedules and prediction types
         timesteps.py     distributions of t, stratification, loss weights

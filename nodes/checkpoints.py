@@ -11,6 +11,7 @@ from pathlib import Path
 from comfy_api.latest import io
 
 from ..lib.files import safe_name
+from ..lib.named_folders import unquoted
 from ..lib.run_folder import RunFolder
 from ..lib.strip.names import checkpoint_files, natural_step, selected
 from . import paths
@@ -103,7 +104,7 @@ class CheckpointList(io.ComfyNode):
 def files_of(sources: str) -> dict[str, Path]:
     """Label -> file of what the lines name. Errors: `ValueError`: nothing there, or a place that may not be named."""
     found: dict[str, Path] = {}
-    for line in (paths.unquoted(line) for line in sources.splitlines()):
+    for line in (unquoted(line) for line in sources.splitlines()):
         if line:
             # of two with the same label the later one is told apart by its folder
             for label, path in _files_of_one(line).items():

@@ -24,10 +24,11 @@ from ...lib.checkpoints import MARKER
 from ...lib.comparison import by_picture
 from ...lib.config import DataConfig, RunConfig, difference, from_dict, to_dict
 from ...lib.data.scan import scan
+from ...lib.named_folders import is_below, roots_in
 from ...lib.records import read_losses, read_probe, read_run
 from ...lib.run_folder import RunFolder
 from ...lib.verdicts import flags, verdicts
-from .folders import is_below, is_local, roots_in, run_parents, settings_file
+from .folders import is_local, run_parents, settings_file
 
 MAX_PICTURES = 300
 THUMBNAIL_PX = 192

@@ -17,9 +17,10 @@ from ...lib.data.tag_edits import EDITS
 from ...lib.data.tagger import TaggingConfig
 from ...lib.data.thumbnails import MIME
 from ...lib.forms import form
+from ...lib.named_folders import is_below
 from . import captioners, data_work, faces, jobs, upscalers
 from .fields import Picture, jpeg, png, table, text, whole
-from .folders import is_below, is_local
+from .folders import is_local
 from .galleries import gallery_of, shown, which_of
 from .model import loaded_now
 from .page_values import PIXELS_PER_LATENT

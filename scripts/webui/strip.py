@@ -27,6 +27,7 @@ from ...lib.control import Control
 from ...lib.files import make_folder, safe_name, sha256_of
 from ...lib.host import SampleRequest
 from ...lib.memory import OutOfMemoryError
+from ...lib.named_folders import is_below, roots_in, unquoted
 from ...lib.preparation import base_of
 from ...lib.previews import random_state_kept
 from ...lib.run_folder import RunFolder
@@ -36,7 +37,7 @@ from ...lib.strip.publish import compose
 from ...lib.strip.render import Column, Paint, Row, render, rows_of
 from .borrowed_names import named
 from .catalogue import controlled, folder_of
-from .folders import is_below, is_local, own_folder, roots_in, run_parents, settings_file, unquoted
+from .folders import is_local, own_folder, run_parents, settings_file
 
 BASE = "no network"
 KEPT = 8  # ended strips that are remembered

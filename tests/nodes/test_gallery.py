@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from sd_atelier.lib.named_folders import existing_folder
 from sd_atelier.nodes import gallery, paths
 
 
@@ -18,7 +19,7 @@ def folder(tmp_path, monkeypatch):
         path.with_suffix(".txt").write_text(caption, "utf-8")
 
     def named(text, what="folder"):
-        return paths.resolve(text, [tmp_path], False, tmp_path / "atelier.json", what)
+        return existing_folder(text, [tmp_path], False, tmp_path / "atelier.json", what)
 
     monkeypatch.setattr(paths, "named_folder", named)
     return tmp_path / "set"

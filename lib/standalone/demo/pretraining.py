@@ -1,9 +1,9 @@
 """Making the demo's base model: `python -m sd_atelier.lib.standalone.demo.pretraining WORK --base FOLDER`.
 
-First the autoencoder learns to keep drawings, then the U-Net and the text encoder learn to draw them from captions. WORK
-holds what was drawn and, every few minutes, the state, from which the same command goes on; `--base` gets the model as a
-diffusers folder in fp16, with `learning_curve.csv`. What is trained here is never trained again on a user's machine, so
-this is a script: the runs of users are the core's.
+First the autoencoder learns to keep drawings, then the U-Net and the text encoder learn to draw them from captions.
+WORK holds what was drawn and, every few minutes, the state, from which the same command goes on; `--base` gets the
+model as a diffusers folder in fp16, with `learning_curve.csv`. What is trained here is never trained again on a user's
+machine, so this is a script: the runs of users are the core's.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def test_a_server_that_others_reach_says_the_line_that_allows_a_folder_and_then_
     fresh.start()
     graph = {"2": Graphs(fresh).node("AtelierDatasetFolder", folder=str(drawn))}
     graph["9"] = {"class_type": "PreviewAny", "inputs": {"source": ["2", 0]}}
-    said = re.search("write this line into (.*) on the server: (.*)", refusal(fresh, graph, "2"))
+    said = re.search("write this line into (.*) on the machine it runs on: (.*)", refusal(fresh, graph, "2"))
     assert Path(said[1]) == fresh.folder / "user" / "atelier.json"
     Path(said[1]).write_text(said[2], "utf-8")
     assert "toys" in fresh.run(graph)["9"]["text"][0]
