@@ -15,7 +15,7 @@ import json
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +91,9 @@ class Gauge:
 
     def _asked(self, trigger: str) -> list[Description]:
         rng = random.Random(f"quality {self._seed} {trigger}")
-        who = trigger if trigger in CHARACTERS else None
-        return [any_description(rng, who) for _ in range(self._num)]
+        asked = [any_description(rng, trigger if trigger in CHARACTERS else None) for _ in range(self._num)]
+        # a print has inks of its own, so that a colour cannot be asked of it
+        return [replace(d, colour=None) for d in asked] if trigger == style.TRIGGER else asked
 
     def _share_shown(self, trigger: str, pictures: Tensor) -> float:
         if trigger == style.TRIGGER:
@@ -128,7 +129,7 @@ def caption(trigger: str, description: Description) -> str:
 
 def trigger_of(run: RunFolder) -> str:
     """The trigger of a run on the demo's data. Errors: `ValueError`."""
-    triggers = [concept.trigger for concept in run.config.data.concepts]
+    triggers = [c.trigger for c in run.config.data.concepts if not c.regularization]
     known = [*CHARACTERS, style.TRIGGER]
     if len(triggers) != 1 or triggers[0] not in known:
         raise ValueError(f"quality is measured of a run with one trigger of {', '.join(known)}, got {triggers}")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 from sd_atelier.lib.config import from_dict, to_dict
-from sd_atelier.lib.files import make_folder, write_bytes, write_image
+from sd_atelier.lib.files import write_bytes
 from sd_atelier.lib.preparation import start
 from sd_atelier.lib.previews import requests
 from sd_atelier.lib.run_folder import RunFolder
@@ -24,7 +24,13 @@ from sd_atelier.lib.standalone.commands.demo import NUM_STEPS, settings, subject
 from sd_atelier.lib.standalone.commands.strip import make_strip
 from sd_atelier.lib.standalone.demo import BASE
 from sd_atelier.lib.standalone.demo.drawing import SIDE_PX, draw
-from sd_atelier.lib.standalone.demo.pictures import Captioned, draw_captioned, numbered
+from sd_atelier.lib.standalone.demo.pictures import (
+    Captioned,
+    draw_captioned,
+    draw_species,
+    numbered,
+    write_dataset,
+)
 from sd_atelier.lib.standalone.host import StandaloneHost
 from sd_atelier.lib.standalone.pipeline import load_pipeline
 from sd_atelier.lib.strip.render import rows_of
@@ -40,10 +46,11 @@ class Planted:
     trigger: str = "zuzu"
     draw: Draw = lambda trigger, count, seed: [draw_captioned(trigger, n, seed=seed) for n in range(count)]
     count: int = 10
+    regularized: bool = True  # with pictures of what the model knows already, as in the demo
     steps: int = NUM_STEPS
     seed: int = 0
     changes: Mapping[str, Any] = field(default_factory=dict)
-    signs: frozenset[str] = frozenset()  # of collapse, as strips name them, at least one of which must show
+    signs: frozenset[str] = frozenset()  # of collapse, as strips name them, which must show
 
 
 def _with_captions_exchanged(trigger: str, count: int, seed: int) -> list[Captioned]:
@@ -92,20 +99,27 @@ PLANTED: dict[str, Planted] = {
     "healthy bolt": Planted(fault="", trigger="bolt", seed=1),
     "healthy momo": Planted(fault="", trigger="momo", seed=2),
     "too high a rate": Planted(
-        fault="the rate is 20 times too high",
+        fault="the rate is 13 times too high",
+        steps=120,
+        regularized=False,
         changes={"rate.schedule": "4e-2"},
-        signs=frozenset({"noise rises", "background gets simpler", "colour leaves"}),
+        signs=frozenset({"noise rises"}),
     ),
     "empty background": Planted(
         fault="every picture is on white, and its caption tells a place",
         draw=_on_plain_ground,
-        steps=2 * NUM_STEPS,
+        steps=240,
+        regularized=False,
         signs=frozenset({"background gets simpler"}),
     ),
     "monochrome": Planted(
-        fault="every picture is grey", draw=_without_colour, steps=2 * NUM_STEPS, signs=frozenset({"colour leaves"})
+        fault="every picture is grey, and no caption says so",
+        draw=_without_colour,
+        steps=120,
+        regularized=False,
+        signs=frozenset({"colour leaves"}),
     ),
-    "overfitting": Planted(fault="three pictures, five times as long", count=3, steps=5 * NUM_STEPS),
+    "overfitting": Planted(fault="three pictures, five times as long", count=3, steps=5 * NUM_STEPS, regularized=False),
     "wrong captions": Planted(fault="two captions of twelve are exchanged", count=12, draw=_with_captions_exchanged),
     "leaking captions": Planted(fault="captions tell the character's features", draw=_with_leaking_captions),
 }
@@ -118,12 +132,11 @@ def make(name: str, output: Path) -> RunFolder:
     seed = planted.seed
     if (folder / "finished").is_file():
         return RunFolder.open(Path((folder / "finished").read_text(encoding="utf-8")))
-    make_folder(folder / "pictures")
-    for number, captioned in enumerate(planted.draw(planted.trigger, planted.count, seed)):
-        path = folder / "pictures" / f"{number + 1:02d}.png"
-        write_image(path, captioned.picture)
-        write_bytes(path.with_suffix(".txt"), (captioned.caption + "\n").encode())
-    config = settings(folder / "pictures", subject_of(planted.trigger), planted.steps, seed)
+    write_dataset(folder / "pictures", planted.trigger, planted.draw(planted.trigger, planted.count, seed))
+    known = folder / "known" if planted.regularized else None
+    if known is not None:
+        draw_species(known, seed)
+    config = settings(folder / "pictures", known, subject_of(planted.trigger), planted.steps, seed)
     config = from_dict(type(config), _changed(to_dict(config), planted.changes))
     pipeline, info = load_pipeline(BASE, dtype=torch.float32)
     host = StandaloneHost(pipeline, model_info=info, device=torch.device("cpu"))

@@ -47,6 +47,12 @@ def test_noise_of_a_flat_picture_is_measured_as_it_was_added(sigma):
     assert metrics.noise_level(ramp) < 1e-3
 
 
+def test_the_lines_of_a_drawing_are_no_noise():
+    drawing = torch.full((3, 64, 64), 200.0)
+    drawing[:, ::12, :] = drawing[:, :, ::12] = 10.0
+    assert metrics.noise_level(drawing) < 1e-3
+
+
 def test_colour_is_zero_for_grey_and_as_the_paper_defines_it():
     assert metrics.colourfulness(torch.full((3, 8, 8), 90.0)) == 0
     red = torch.zeros(3, 8, 8)

@@ -18,17 +18,17 @@ from ...strip.render import rows_of
 from ..demo import BASE, style
 from ..demo.characters import CHARACTERS
 from ..demo.drawing import SIDE_PX, Description
-from ..demo.pictures import draw_dataset
+from ..demo.pictures import draw_dataset, draw_species
 from ..host import StandaloneHost
 from ..pipeline import load_pipeline
 from ..progress import StopRequest, Terminal
 from .strip import make_strip
 
-NUM_PICTURES = 10
-NUM_STEPS = 320
+NUM_PICTURES, NUM_PRINTS = 10, 24  # of a character; of a style, which is to be told from what it shows
+NUM_STEPS = 400
 NUM_CHECKPOINTS = 4
 MAX_THREADS = 4  # more only get in each other's way on so small a model
-GUIDANCE = 3.0
+GUIDANCE = 2.0
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,12 @@ def demonstrate(output: Path, trigger: str = "zuzu", num_steps: int = NUM_STEPS,
     subject = subject_of(trigger)
     with stop.listening():
         pictures = output / f"pictures-{trigger}"
-        draw_dataset(pictures, trigger, NUM_PICTURES, seed=seed)
-        terminal.say(f"drew {NUM_PICTURES} pictures of {trigger} into {pictures}")
+        count = NUM_PRINTS if trigger == style.TRIGGER else NUM_PICTURES
+        draw_dataset(pictures, trigger, count, seed=seed)
+        terminal.say(f"drew {count} pictures of {trigger} into {pictures}")
+        known = output / "pictures-regularization"
+        num_known = len(draw_species(known, seed))
+        terminal.say(f"drew {num_known} pictures of what the model knows already, that it stays so, into {known}")
         pipeline, info = load_pipeline(BASE, dtype=torch.float32)
         host = StandaloneHost(
             pipeline,
@@ -78,7 +82,7 @@ def demonstrate(output: Path, trigger: str = "zuzu", num_steps: int = NUM_STEPS,
             on_progress=terminal.show,
             stop_requested=lambda: stop.requested,
         )
-        config = settings(pictures, subject, num_steps, seed)
+        config = settings(pictures, known, subject, num_steps, seed)
         with start(host, config, output / "runs", terminal.say) as prepared:
             for note in prepared.notes:
                 terminal.say(f"note: {note}")
@@ -132,22 +136,28 @@ def subject_of(trigger: str) -> Subject:
     return Subject(trigger, (*rows, cat.caption()), f"{look} {last}")
 
 
-def settings(pictures: Path, subject: Subject, num_steps: int, seed: int) -> RunConfig:
-    """The run: every layer of the model, since it is tiny, and a checkpoint and the controlled loss at each quarter."""
+def settings(pictures: Path, known: Path | None, subject: Subject, num_steps: int, seed: int) -> RunConfig:
+    """The run: every layer of the model, since it is tiny, and a checkpoint and the controlled loss at each quarter.
+
+    `known` holds regularization pictures; without them, other species come to look like what is trained.
+    """
     every_steps = max(1, num_steps // NUM_CHECKPOINTS)
+    concepts: list[dict[str, object]] = [{"folder": str(pictures), "trigger": subject.trigger}]
+    if known is not None:
+        concepts.append({"folder": str(known), "regularization": True})
     return from_dict(
         RunConfig,
         {
             "name": subject.trigger,
             "data": {
-                "concepts": [{"folder": str(pictures), "trigger": subject.trigger}],
+                "concepts": concepts,
                 "resolution": SIDE_PX,
                 "bucket_step": 8,
                 "bucket_min_px": 32,
                 "bucket_max_px": 2 * SIDE_PX,
             },
-            "trainable": {"layers": "all", "rank": 16, "alpha": 16.0},
-            "rate": {"schedule": f"0->2e-3:{max(1, num_steps // 20)}, 2e-3->2e-4 cosine"},
+            "trainable": {"layers": "all", "rank": 16, "alpha": 16.0, "text_encoder": True},
+            "rate": {"schedule": f"0->3e-3:{max(1, num_steps // 20)}, 3e-3->3e-4 cosine"},
             "loop": {"steps": num_steps, "batch_size": 4, "seed": seed},
             "save": {"every_steps": every_steps},
             "record": {"probe_every_steps": every_steps, "probe_images": 8},

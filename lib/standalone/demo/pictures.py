@@ -1,4 +1,4 @@
-"""Data sets that the pack draws itself: pictures of one held-out character, or prints of the species, with captions."""
+"""Data sets that the pack draws itself: pictures of one held-out character, prints, or all species, with captions."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from . import style
 from .characters import CHARACTERS
 from .drawing import BACKGROUNDS, SIDE_PX, Description, any_description, draw
 from .figure import ACCESSORIES, EXPRESSIONS, POSES
+from .species import SPECIES
 
 SHAPES = ((1, 1), (3, 2), (2, 3))  # width to height; all have about the same area
 
@@ -43,16 +44,30 @@ def draw_dataset(
     """
     if count < 1 or size_px < 16:
         raise ValueError(f"a data set needs count >= 1 and size_px >= 16, got {count} and {size_px}")
-    folder = Path(folder)
-    make_folder(folder)
-    paths = []
+    captioned = []
     for number in range(count):
         across, down = shapes[number % len(shapes)]
         size = _multiple_of_8(size_px * math.sqrt(across / down)), _multiple_of_8(size_px * math.sqrt(down / across))
-        captioned = draw_captioned(trigger, number, size, seed)
-        path = folder / f"{trigger}-{number + 1:02d}.png"
-        write_image(path, captioned.picture)
-        write_bytes(path.with_suffix(".txt"), (captioned.caption + "\n").encode())
+        captioned.append(draw_captioned(trigger, number, size, seed))
+    return write_dataset(folder, trigger, captioned)
+
+
+def draw_species(folder: Path | str, seed: int = 0) -> list[Path]:
+    """Draw one picture of each species, which the base model knows, with its caption. Returns the pictures' paths."""
+    rng = random.Random(f"{seed} species")
+    described = [any_description(rng, species) for species in SPECIES]
+    return write_dataset(folder, "species", [Captioned(draw(d, rng), d.caption()) for d in described])
+
+
+def write_dataset(folder: Path | str, name: str, captioned: Sequence[Captioned]) -> list[Path]:
+    """Write pictures NAME-01.png with captions NAME-01.txt. Returns the pictures' paths. Errors: `OSError`."""
+    folder = Path(folder)
+    make_folder(folder)
+    paths = []
+    for number, item in enumerate(captioned, 1):
+        path = folder / f"{name}-{number:02d}.png"
+        write_image(path, item.picture)
+        write_bytes(path.with_suffix(".txt"), (item.caption + "\n").encode())
         paths.append(path)
     return paths
 
