@@ -157,8 +157,11 @@ def column_metrics(
                 continue
             to_base[column].append(dissimilarity(x, origin))
             for name, measure in MEASURES.items():
-                if at_origin[name] > _FLOOR[name] or name == "noise":
-                    ratios[column][name].append(measure(x) / max(at_origin[name], _FLOOR[name]))
+                if name == "noise":  # which may rise from nothing
+                    noise, at_first = (max(value, _FLOOR[name]) for value in (measure(x), at_origin[name]))
+                    ratios[column][name].append(noise / at_first)
+                elif at_origin[name] > _FLOOR[name]:
+                    ratios[column][name].append(measure(x) / at_origin[name])
     return [
         ColumnMetrics(
             to_base=_or_none(statistics.fmean, to_base[column]),

@@ -23,6 +23,7 @@ from sd_atelier.lib.standalone.demo.thumbnail import start_as_thumbnail
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretraining, "NUM_COLOURED", 8)
     monkeypatch.setattr(pretraining, "AUTOENCODER_STEPS", 2)
+    monkeypatch.setattr(pretraining, "DECODER_STEPS", 2)
     monkeypatch.setattr(pretraining, "AUTOENCODER_BATCH", 2)
     monkeypatch.setattr(pretraining, "DENOISER_BATCH", 4)
     monkeypatch.setattr(pretraining, "BATCH", 8)

@@ -53,7 +53,6 @@ EMA_STEPS = 250  # of the average of the weights that is kept
 SAVE_SECONDS = 120
 CURVE_STEPS = 20  # between rows of the learning curve
 BATCH = 64  # where nothing is learned
-DECODER = "decoder.safetensors"  # the autoencoder whose decoder learned longer
 
 
 def main() -> None:
@@ -62,12 +61,11 @@ def main() -> None:
     parser.add_argument("--base", type=Path, required=True, help="folder that the finished model is written to")
     parser.add_argument("--steps", type=int, default=DENOISER_STEPS, help="of the U-Net and the text encoder")
     parser.add_argument("--pictures", type=int, default=NUM_PICTURES)
-    parser.add_argument("--decoder", action="store_true", help="teach the decoder more; the U-Net need not wait")
     args = parser.parse_args()
-    make(args.work, args.base, args.steps, args.pictures, decoder=args.decoder)
+    make(args.work, args.base, args.steps, args.pictures)
 
 
-def make(work: Path, base: Path, steps: int, num_pictures: int, *, decoder: bool = False) -> None:
+def make(work: Path, base: Path, steps: int, num_pictures: int) -> None:
     """Make the model; whatever of it is in `work` already is not made again."""
     quiet_libraries()
     # a module: its types do not say what its classes take
@@ -81,16 +79,14 @@ def make(work: Path, base: Path, steps: int, num_pictures: int, *, decoder: bool
     pipeline.unet.set_attn_processor(importlib.import_module("diffusers.models.attention_processor").AttnProcessor())
     for part in (pipeline.vae, pipeline.unet):
         part.to(memory_format=torch.channels_last)
-    kept = work / "autoencoder.safetensors"
-    if kept.is_file():
-        pipeline.vae.load_state_dict(load_file(kept))
-    else:
-        train_autoencoder(pipeline.vae, AUTOENCODER_STEPS, whole=True)
-        _keep(pipeline.vae, kept)
-    if decoder:
-        train_autoencoder(pipeline.vae, DECODER_STEPS, whole=False)
-        _keep(pipeline.vae, work / DECODER)
-        return
+    # the encoder is done after the first; the decoder, on which faces depend, then goes on alone
+    for file, num_steps, whole in (("autoencoder", AUTOENCODER_STEPS, True), ("decoder", DECODER_STEPS, False)):
+        kept = work / f"{file}.safetensors"
+        if kept.is_file():
+            pipeline.vae.load_state_dict(load_file(kept))
+        else:
+            train_autoencoder(pipeline.vae, num_steps, whole=whole)
+            save_file({n: p.contiguous() for n, p in pipeline.vae.state_dict().items()}, kept)
     latents, captions = _encoded(work, pipeline.vae, num_pictures)
     # the samplers and the schedule of noise expect a deviation of 1
     deviation = latents.float().std().item()
@@ -132,10 +128,6 @@ def _roughness(latents: Tensor, pictures: Tensor) -> Tensor:
     return COLOUR_KEPT * away.square().mean() + DETAIL_KEPT * detail.square().mean() + SMOOTHNESS * smooth
 
 
-def _keep(vae: Any, path: Path) -> None:
-    save_file({n: p.contiguous() for n, p in vae.state_dict().items()}, path)
-
-
 def train_denoiser(
     pipeline: Any,
     latents: Tensor,
@@ -158,7 +150,7 @@ def train_denoiser(
     def keep() -> None:
         learner.save(state)
         with learner.averaged():
-            _write(pipeline, work, base, curve)
+            _write(pipeline, base, curve)
         print(f"step {learner.num_done}/{num_steps} loss {curve.recent:.4f}", flush=True)
 
     alphas_cumprod = pipeline.scheduler.alphas_cumprod
@@ -289,6 +281,8 @@ class Curve:
     def cut(self, step: int) -> None:
         """Forget what is after this step."""
         self._rows = [row for row in self._rows if int(row[0]) <= step]
+        if self._rows:
+            self.recent = float(self._rows[-1][1])
 
     def add(self, step: int, loss: float, rate: float) -> None:
         self._losses.append(loss)
@@ -302,10 +296,8 @@ class Curve:
         return "".join(",".join(row) + "\n" for row in [["step", "loss", "rate"], *self._rows])
 
 
-def _write(pipeline: Any, work: Path, base: Path, curve: Curve) -> None:
+def _write(pipeline: Any, base: Path, curve: Curve) -> None:
     """The pipeline in fp16 as a diffusers folder, layers in the ordinary order of memory."""
-    if (work / DECODER).is_file():
-        pipeline.vae.load_state_dict(load_file(work / DECODER))
     for name in ("vae", "unet", "text_encoder"):
         part = getattr(pipeline, name)
         weights = {n: p.detach().to(torch.float16).contiguous() for n, p in part.state_dict().items()}
