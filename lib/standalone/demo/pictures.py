@@ -94,7 +94,7 @@ def numbered(who: str, number: int) -> Description:
         colour=None,
         pose=POSES[number % len(POSES)],
         expression=EXPRESSIONS[(number + number // len(POSES)) % len(EXPRESSIONS)],
-        accessory=ACCESSORIES[number % len(ACCESSORIES)] if number % 3 == 1 else None,
+        accessory=ACCESSORIES[number % len(ACCESSORIES)] if number % 2 else None,
         background=places[(number * 2) % len(places)],
         framing="close-up" if number % 5 == 3 else "full body",
     )
