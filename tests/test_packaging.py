@@ -105,7 +105,7 @@ def test_the_readme_has_one_command_to_run_and_one_to_test():
     commands = re.findall(r"^python3 -m venv .*$", README, re.MULTILINE)
     assert [command.rsplit(" && ", 1)[1] for command in commands] == [
         ".venv/bin/atelier demo",
-        ".venv/bin/python -m pytest",
+        ".venv/bin/python -m pytest -n 2 --dist loadfile",
     ]
     named = {extra for command in commands for extra in re.findall(r"\[(\w+)\]", command)}
     assert named <= set(PROJECT["project"]["optional-dependencies"])
@@ -120,7 +120,7 @@ def test_ci_runs_the_readmes_test_command():
     assert pattern
     lines = [line for line in README.splitlines() if re.search(pattern[1], line)]
     assert len(lines) == 1
-    assert lines[0].endswith(".venv/bin/python -m pytest")
+    assert lines[0].endswith(".venv/bin/python -m pytest -n 2 --dist loadfile")
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
