@@ -83,7 +83,7 @@ def test_a_thumbnail_is_a_picture(folder):
         assert small.size == (32, 24)
 
 
-@pytest.mark.parametrize("what", gallery.ANSWERS.keys() - {"edits"})
+@pytest.mark.parametrize("what", sorted(gallery.ANSWERS.keys() - {"edits"}))
 @pytest.mark.parametrize("given", ["..", "/etc", "../elsewhere", "set/../.."])
 def test_folders_outside_the_roots_are_refused_by_every_request(folder, what, given):
     with pytest.raises(ValueError, match="may not be used"):
