@@ -162,14 +162,19 @@ def test_while_blocks_are_in_main_memory_no_weight_lies_anywhere_twice():
 
 
 def all_bytes():
-    """Of every tensor that is alive in this program and large enough to be a weight here."""
-    storages = {}
-    for thing in gc.get_objects():
-        # by its class: asking some of torch's own objects what they are makes them warn
-        if issubclass(type(thing), Tensor) and thing.device.type == "cpu" and thing.layout == torch.strided:
-            storage = thing.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
+    """Of every tensor that is alive in this program, when the garbage of earlier tests has gone too."""
+    last = None
+    while True:
+        gc.collect()
+        storages = {}
+        for thing in gc.get_objects():
+            # by its class: asking some of torch's own objects what they are makes them warn
+            if issubclass(type(thing), Tensor) and thing.device.type == "cpu" and thing.layout == torch.strided:
+                storage = thing.untyped_storage()
+                storages[storage.data_ptr()] = storage.nbytes()
+        if sum(storages.values()) == last:
+            return last
+        last = sum(storages.values())
 
 
 def test_the_ladder_is_walked_down_step_by_step_on_one_model():

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from sd_atelier.lib.host import Progress
 from sd_atelier.lib.records import read_losses, read_probe
 from sd_atelier.lib.run_folder import RunFolder
 from sd_atelier.lib.standalone import cli
@@ -90,13 +91,13 @@ def test_the_last_row_of_the_strip_does_not_name_the_trigger_and_the_others_do(t
 def test_interrupting_the_demo_has_the_exit_code_of_a_stop(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = demo.load_pipeline
+    show = demo.Terminal.show
 
-    def interrupted(*args: object, **kwargs: object) -> object:
+    def interrupted(terminal: demo.Terminal, progress: Progress) -> None:
+        show(terminal, progress)
         signal.raise_signal(signal.SIGINT)
-        return load(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(demo, "load_pipeline", interrupted)
+    monkeypatch.setattr(demo.Terminal, "show", interrupted)
     before = torch.get_num_threads()
     assert cli.main(["demo", "--output", str(tmp_path)]) == 3
     assert "atelier resume" in capsys.readouterr().out
