@@ -1,9 +1,7 @@
-"""The demo's little world: what a description says is drawn, and captions say what is to be seen."""
+"""The data sets that the demo draws."""
 
 from __future__ import annotations
 
-import dataclasses
-import random
 from pathlib import Path
 
 import numpy as np
@@ -11,60 +9,10 @@ import pytest
 from PIL import Image
 from sd_atelier.lib.standalone.demo import style
 from sd_atelier.lib.standalone.demo.characters import CHARACTERS
-from sd_atelier.lib.standalone.demo.drawing import BACKGROUNDS, FRAMINGS, Description, any_description, draw, words
+from sd_atelier.lib.standalone.demo.drawing import BACKGROUNDS, FRAMINGS
 from sd_atelier.lib.standalone.demo.figure import ACCESSORIES, EXPRESSIONS, POSES
-from sd_atelier.lib.standalone.demo.pictures import SHAPES, draw_captioned, draw_dataset, numbered
-from sd_atelier.lib.standalone.demo.species import COLOURS, SPECIES
-
-CAT = Description(who="cat", colour="red")
-EVERY = {
-    "who": [*SPECIES, *CHARACTERS],
-    "colour": list(COLOURS),
-    "pose": POSES,
-    "expression": EXPRESSIONS,
-    "accessory": [None, *ACCESSORIES],
-    "background": list(BACKGROUNDS),
-    "framing": FRAMINGS,
-}
-
-
-def drawn(description: Description, seed: int = 5) -> np.ndarray:
-    return np.asarray(draw(description, random.Random(seed))).astype(int)
-
-
-@pytest.mark.parametrize("part", EVERY)
-def test_each_value_of_each_part_draws_another_picture(part: str) -> None:
-    # the same seed: nothing but the part differs
-    pictures = [drawn(dataclasses.replace(CAT, **{part: value})) for value in EVERY[part]]
-    for i, one in enumerate(pictures):
-        for two in pictures[i + 1 :]:
-            assert (np.abs(one - two).max(axis=2) > 30).mean() > 0.003
-
-
-def test_the_same_seed_draws_the_same_picture_and_another_seed_another() -> None:
-    assert np.array_equal(drawn(CAT), drawn(CAT))
-    assert not np.array_equal(drawn(CAT), drawn(CAT, seed=6))
-
-
-def test_captions_tell_what_is_to_be_seen_and_nothing_else() -> None:
-    description = Description(
-        who="dog", colour="blue", pose="jumping", expression="smile", accessory="crown", background="beach"
-    )
-    assert description.caption() == "dog, blue body, jumping, smile, crown, beach, sea, umbrella, full body"
-    close = dataclasses.replace(description, framing="close-up", accessory=None)
-    assert close.caption() == "dog, blue body, smile, beach, sea, umbrella, close-up"
-
-
-def test_any_description_reaches_every_value_of_every_part() -> None:
-    rng = random.Random(0)
-    found = [any_description(rng) for _ in range(2000)]
-    for part, values in EVERY.items():
-        expected = set(SPECIES) if part == "who" else set(values)
-        assert {getattr(d, part) for d in found} == expected
-
-
-def test_no_trigger_is_a_word_of_the_base_models_captions() -> None:
-    assert not {*CHARACTERS, style.TRIGGER} & set(words())
+from sd_atelier.lib.standalone.demo.pictures import SHAPES, draw_captioned, draw_dataset, draw_species, numbered
+from sd_atelier.lib.standalone.demo.species import SPECIES
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +30,18 @@ def test_each_picture_has_a_caption_of_its_own_that_begins_with_the_trigger(zuzu
 
 
 @pytest.mark.parametrize("trigger", CHARACTERS)
-def test_a_set_of_ten_shows_every_pose_place_and_framing(trigger: str) -> None:
+def test_a_set_of_ten_shows_every_value_of_every_part(trigger: str) -> None:
     shown = [numbered(trigger, number) for number in range(10)]
     assert {d.pose for d in shown if d.framing == "full body"} == set(POSES)
     assert {d.background for d in shown} == set(BACKGROUNDS)
     assert {d.framing for d in shown} == set(FRAMINGS)
     assert {d.expression for d in shown} == set(EXPRESSIONS)
+    assert {d.accessory for d in shown} == {None, *ACCESSORIES}
+
+
+def test_regularization_pictures_show_each_species_once_and_name_no_character(tmp_path: Path) -> None:
+    captions = [path.with_suffix(".txt").read_text("utf-8").strip() for path in draw_species(tmp_path)]
+    assert sorted(caption.split(",")[0] for caption in captions) == sorted(SPECIES)
 
 
 def test_prints_have_four_inks_and_no_colour_in_their_captions() -> None:
