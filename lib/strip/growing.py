@@ -44,7 +44,7 @@ def write_page(run: RunFolder, *, grows: bool = False) -> Path | None:
     if not found:
         return None
     columns, rows, cells = _laid_out(run, found)
-    with Image.open(max(found.values(), key=lambda path: path.stat().st_mtime_ns)) as image:
+    with Image.open(found[max(found)]) as image:  # the latest step's
         size = image.size
     note = "Steps side by side at fixed seeds." + (" Grows while the run goes on." if grows else "")
     page = gallery(
