@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from sd_atelier.lib.standalone.demo import pretraining
 from sd_atelier.lib.standalone.demo.characters import CHARACTERS
 from sd_atelier.lib.standalone.demo.drawing import Description, any_description, draw, words
-from sd_atelier.lib.standalone.demo.model import tiny_pipeline, write_tokenizer
+from sd_atelier.lib.standalone.demo.model import Sizes, tiny_pipeline, write_tokenizer
 from sd_atelier.lib.standalone.demo.muon import Muon, orthogonal
 from sd_atelier.lib.standalone.demo.pictures import numbered
 from sd_atelier.lib.standalone.demo.pretraining import SIZES, make
@@ -71,17 +72,28 @@ def test_every_word_of_a_caption_is_one_token_and_a_trigger_is_none(tmp_path: Pa
         assert bool(spelled) == caption.startswith(tuple(CHARACTERS)), caption
 
 
-def test_an_untrained_autoencoder_keeps_the_average_colour_of_each_square(tmp_path: Path) -> None:
-    vae = tiny_pipeline(tmp_path, 0, SIZES).vae
+def through_an_untrained_autoencoder(folder: Path, sizes: Sizes, background: str) -> tuple[torch.Tensor, ...]:
+    """A drawing's squares of 4 x 4 pixels by their average colour, its latents, and what is decoded from them."""
+    vae = tiny_pipeline(folder, 0, sizes).vae
     start_as_thumbnail(vae)
-    picture = draw(Description(who="cat", colour="red"), random.Random(1))
+    picture = draw(Description(who="cat", colour="red", background=background), random.Random(1))
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
-    small = torch.nn.functional.avg_pool2d(pixels, 4)
     with torch.no_grad():
         latents = vae.encode(pixels).latent_dist.mean
-        decoded = vae.decode(latents).sample
+        return torch.nn.functional.avg_pool2d(pixels, 4), latents, vae.decode(latents).sample
+
+
+def test_an_untrained_autoencoder_keeps_the_average_colour_of_each_square(tmp_path: Path) -> None:
+    sizes = dataclasses.replace(SIZES, autoencoder=(16, 32, 32))
+    small, latents, decoded = through_an_untrained_autoencoder(tmp_path, sizes, "night")
     assert (latents[:, :3] - small).abs().mean() < 0.05
-    # norms squeeze what is bright a little
+    assert (decoded - torch.nn.functional.interpolate(small, scale_factor=4)).abs().mean() < 0.05
+
+
+def test_the_base_models_autoencoder_starts_with_every_colour_in_its_place(tmp_path: Path) -> None:
+    small, latents, decoded = through_an_untrained_autoencoder(tmp_path, SIZES, "meadow")
+    assert (latents[:, :3] - small).abs().mean() < 0.05
+    # the norms of its wider decoder squeeze what is bright
     large = torch.nn.functional.interpolate(small, scale_factor=4)
     assert torch.corrcoef(torch.stack([decoded.flatten(), large.flatten()]))[0, 1] > 0.97
 
