@@ -6,7 +6,7 @@ window.atelier = window.atelier || {};
 (function(atelier) {
     const {t, el} = atelier;
     const CHUNK = 100, TYPED_MS = 250;
-    const TABS = {captions: "Captions", check: "Check", cut: "What is cut", prepare: "Prepare", caption: "Caption by a model"};
+    const TABS = {captions: "Captions", check: "Check", cut: "What is cut", prepare: "Prepare", caption: "Caption by a model", score: "Scores"};
 
     const field = (label, input, wide) => el("div", {class: "atelier-field" + (wide ? " atelier-wide" : "")},
         el("label", {class: "atelier-label", for: input.id}, label), el("div", {class: "atelier-box prompt"}, el("label", {}, input)));

@@ -230,6 +230,53 @@ window.atelier = window.atelier || {};
         };
     }
 
+    function score(set) {
+        const places = set.words.predictors;
+        const select = el("select", {id: "atelier_data_predictor"}, places.names.map(name => el("option", {value: name}, name)));
+        const which = el("p", {class: "atelier-note"});
+        const start = atelier.button("Score the pictures", () => work.start({model: select.value, filter: set.filter()}), "primary", {id: "atelier_data_score"});
+        start.disabled = !places.names.length;
+
+        const card = ([name, value]) => el("button", {type: "button", class: "atelier-cut", onclick: () => set.goTo(name)},
+            atelier.picture("data_thumbnail", {folder: set.folder, name, side: 256}, {alt: ""}),
+            el("span", {}, el("b", {}, value.toFixed(3))),
+            el("small", {class: "atelier-name"}, atelier.raw(name)));
+        const work = job(set, "score", result => {
+            const grid = el("div", {class: "atelier-cuts", id: "atelier_data_scores"}), more = el("div", {});
+            let scores = result.scores, shown = 0;
+            const further = () => {
+                grid.append(...scores.slice(shown, shown + MOST_CUTS).map(card));
+                shown = Math.min(scores.length, shown + MOST_CUTS);
+                atelier.fill(more, shown < scores.length ? atelier.button("More", further, "small") : null);
+            };
+            const turn = () => {
+                scores = [...scores].reverse();
+                shown = 0;
+                atelier.fill(grid);
+                further();
+            };
+            further();
+            const table = URL.createObjectURL(new Blob([result.csv], {type: "text/csv"}));
+            return [
+                el("div", {class: "atelier-row"}, t("{n} pictures", {n: result.scores.length.toLocaleString("en")}),
+                    atelier.button("The other way round", turn, "small", {id: "atelier_data_turn"}),
+                    el("a", {href: table, download: "scores.csv", id: "atelier_data_csv"}, t("Save as CSV"))),
+                result.problems.length ? el("ul", {class: "atelier-findings"}, shorter(result.problems.map(p => el("li", {}, link(set, p.name), " ", p.text)), MOST_LINES)) : null,
+                grid, more
+            ];
+        });
+        return {
+            ...work,
+            shown: () => {
+                which.textContent = t("How pleasing the {n} pictures are that the filters of Captions find, the best first. No file is changed.", {n: set.count().toLocaleString("en")});
+            },
+            element: el("div", {class: "atelier-work atelier-work-wide"}, which,
+                places.names.length ? el("div", {class: "atelier-row"}, el("span", {class: "atelier-caption"}, t("Model")), select) :
+                    el("p", {class: "atelier-fault", id: "atelier_data_no_predictor"}, t("Put an .onnx file that gives a score for a picture, or a folder with image_encoder.onnx and predictor.onnx, into {folder}; nothing is downloaded.", {folder: places.folder})),
+                el("div", {class: "atelier-row"}, start), work.element)
+        };
+    }
+
     // The parts of the page beside the captions, by their tabs.
-    atelier.dataWork = set => ({check: check(set), cut: cut(set), prepare: prepare(set), caption: caption(set)});
+    atelier.dataWork = set => ({check: check(set), cut: cut(set), prepare: prepare(set), caption: caption(set), score: score(set)});
 })(window.atelier);

@@ -9,7 +9,8 @@
     routes.py     HTTP: curve.py, gallery.py      session.py    one execution of the train node, train.py the node
     keeping.py    what is kept of runs            results.py    Run, Loss Report; lora.py: Save LoRA, Load LoRA
     checkpoints.py, strip.py, painting.py         checkpoint strips
-    captioning.py, preparing.py, dataset_views.py   data sets before training, with dataset_work.py and model_files.py
+    captioning.py, scoring.py, preparing.py, dataset_views.py   data sets before training, with dataset_work.py and
+                                                  model_files.py
 
 Nodes (category `Atelier`; * optional). Sockets of our own: ATELIER_DATASET, ATELIER_SCHEDULE, ATELIER_OPTIONS,
 ATELIER_RUN, ATELIER_CHECKPOINTS.
@@ -25,6 +26,7 @@ ATELIER_RUN, ATELIER_CHECKPOINTS.
     AtelierTagPictures    dataset tagger, the settings of `TaggingConfig`, write -> dataset, STRING diff
     AtelierDatasetPictures  dataset longest_px first most without_caption -> lists: IMAGE, STRING captions, STRING names
     AtelierWriteCaptions  dataset captions (STRING, list) names* (STRING, list) existing write -> dataset, STRING diff
+    AtelierScorePictures  dataset predictor most -> dataset, STRING scores, IMAGE preview
     AtelierPrepareDataset  dataset upscale_model* and widgets -> dataset, IMAGE preview, STRING report, STRING folder
     AtelierRemoveBackground  images (IMAGE) segmenter -> IMAGE on white, MASK
     AtelierBucketPreview  dataset, settings of `data.*` -> dataset, IMAGE preview, IMAGE trained (list), STRING report

@@ -14,6 +14,7 @@ from .options import Captions, Lora, Objective, Optimizer, Schedule
 from .preparing import PrepareDataset, RemoveBackground
 from .results import LossReport, RunLoader
 from .routes import add_routes
+from .scoring import ScorePictures
 from .strip import CheckpointStrip
 from .train import Train
 
@@ -27,6 +28,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     TagPictures,
     DatasetPictures,
     WriteCaptions,
+    ScorePictures,
     PrepareDataset,
     RemoveBackground,
     BucketPreview,

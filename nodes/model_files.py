@@ -1,4 +1,5 @@
-"""Models that users place for preparing data sets: taggers and segmentation models, in folders of ComfyUI's models.
+"""Models that users place for preparing data sets, in folders of ComfyUI's models: taggers, segmentation models and
+aesthetic predictors.
 
 Nothing is downloaded. What is missing is said with the folder that it belongs into; `extra_model_paths.yaml` may name
 other folders under the same words.
@@ -9,10 +10,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ..lib.data.aesthetic import ENCODER, PREDICTOR
 from ..lib.data.headers import printable
 from ..lib.data.tagger import MODEL, TABLE
 
-TAGGERS, SEGMENTERS = "taggers", "segmenters"
+TAGGERS, SEGMENTERS, PREDICTORS = "taggers", "segmenters", "aesthetic_predictors"
 NONE = "(none)"  # a list of choices must not be empty
 
 
@@ -43,6 +45,16 @@ def segmenters() -> dict[str, Path]:
     return found
 
 
+def predictors() -> dict[str, Path]:
+    """Name -> file or folder of each aesthetic predictor that is there."""
+    found: dict[str, Path] = {}
+    for folder in folders(PREDICTORS):
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if path.suffix == ".onnx" or all((path / name).is_file() for name in (ENCODER, PREDICTOR)):
+                found.setdefault(printable(path.name), path)
+    return found
+
+
 def tagger_folder(name: str) -> Path:
     """The folder of a tagger. Errors: `ValueError` saying what to put where."""
     found = taggers()
@@ -64,6 +76,18 @@ def segmenter_file(name: str) -> Path:
     raise ValueError(
         f'there is no segmentation model "{name}": put the .onnx file of a U2-Net or IS-Net (u2net.onnx, '
         f"isnet-general-use.onnx) into {folders(SEGMENTERS)[-1]}; nothing is downloaded{there}"
+    )
+
+
+def predictor_place(name: str) -> Path:
+    """The file or folder of an aesthetic predictor. Errors: `ValueError` saying what to put where."""
+    found = predictors()
+    if name in found:
+        return found[name]
+    there = f"; there are: {', '.join(found)}" if found else ""
+    raise ValueError(
+        f'there is no aesthetic predictor "{name}": put an .onnx file that gives a score for a picture, or a folder '
+        f"with {ENCODER} and {PREDICTOR}, into {folders(PREDICTORS)[-1]}; nothing is downloaded{there}"
     )
 
 

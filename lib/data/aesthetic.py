@@ -124,16 +124,20 @@ def score_pictures(
     return Scoring(scores, tuple(problems), done < len(todo))
 
 
-def score_table(scores: Mapping[Path, float], folder: Path) -> bytes:
-    """CSV with the columns image and score, the best first; names are relative to the folder, with `/`."""
+def score_table(scores: Mapping[str, float]) -> bytes:
+    """CSV with the columns image and score, the best first, from scores by name."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(("image", "score"))
-    for path, score in sorted(scores.items(), key=lambda item: (-item[1], item[0])):
-        name = printable(path.relative_to(folder).as_posix())
+    for name, score in best_first(scores):
         # a name that a spreadsheet would take for a formula
         writer.writerow((f"'{name}" if name[:1] in _FORMULA else name, f"{score:.4f}"))
     return file.getvalue().encode()
+
+
+def best_first(scores: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Names, fit for a screen, and scores; equal ones by name."""
+    return [(printable(name), score) for name, score in sorted(scores.items(), key=lambda item: (-item[1], item[0]))]
 
 
 def _in_batches(model: OnnxModel, rows: np.ndarray) -> np.ndarray:

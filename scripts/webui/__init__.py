@@ -22,10 +22,11 @@
     catalogue.py      the runs on the disk, as they are shown
     model.py          the loaded checkpoint, as it is shown
     data_set.py       a data set: gallery, edits, what will be cut
-    data_work.py      what takes long on it: checking, preparing, captions by models
+    data_work.py      what takes long on it: checking, preparing
+    looking.py        models that look at its pictures: captions, scores
     jobs.py           work in the background, found again by a page
     galleries.py      the galleries that requests name
-    captioners.py     taggers in our folder, and the host's own BLIP and DeepDanbooru
+    captioners.py     models in our folder, and the host's own BLIP and DeepDanbooru
     upscalers.py      the host's upscalers whose models are here
     faces.py          faces by the host's OpenCV
     fields.py         the fields of a request, and pictures as answers

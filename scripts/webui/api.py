@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from ...lib.config import RunConfig
 from ...lib.report import write_report
-from . import catalogue, data_set, data_work, page_values, publish, runs, saved_presets, strip
+from . import catalogue, data_set, data_work, looking, page_values, publish, runs, saved_presets, strip
 from .access import RefusedError, check_access, check_change
 from .curves import curve
 from .fields import Picture, jpeg, number, png, text, whole
@@ -244,7 +244,8 @@ POST: dict[str, Handler] = {
     "data_buckets": data_set.buckets,
     "data_check": data_work.check,
     "data_prepare": data_work.prepare,
-    "data_caption": data_work.caption,
+    "data_caption": looking.caption,
+    "data_score": looking.score,
     "data_stop": data_work.stop,
 }
 

@@ -1,4 +1,4 @@
-"""What can caption pictures here: taggers in our folder, and the host's own BLIP and DeepDanbooru.
+"""What can look at pictures here: models in our folder, and the host's own BLIP and DeepDanbooru.
 
 Nothing is downloaded. The host would do that at first use; so it is asked only where its model is there, and otherwise
 the page says which file is missing and where it belongs.
@@ -13,6 +13,8 @@ from typing import Any
 
 from PIL import Image
 
+from ...lib.data.aesthetic import ENCODER, PREDICTOR
+from ...lib.data.onnx_model import OnnxModel
 from ...lib.data.tagger import MODEL, TABLE, Tagger, TaggingConfig
 from .folders import own_folder
 from .patched import Overlay, patched
@@ -62,6 +64,31 @@ def named_segmenter(name: str) -> Path:
             f"{segmenters_folder()}; nothing is downloaded"
         )
     return segmenters_folder() / name
+
+
+def predictors() -> dict[str, Any]:
+    """Names of aesthetic predictors, and where they are put."""
+    folder = own_folder() / "aesthetic_predictors"
+    places = folder.iterdir() if folder.is_dir() else ()
+    whole = (ENCODER, PREDICTOR)
+    names = sorted(p.name for p in places if p.suffix == ".onnx" or all((p / name).is_file() for name in whole))
+    return {"names": names, "folder": str(folder)}
+
+
+def named_predictor(name: str) -> Path:
+    """Errors: `ValueError` where there is none of that name."""
+    found = predictors()
+    if name not in found["names"]:
+        raise ValueError(
+            f'there is no aesthetic predictor "{name}": put an .onnx file that gives a score for a picture, or a '
+            f"folder with {ENCODER} and {PREDICTOR}, into {found['folder']}; nothing is downloaded"
+        )
+    return Path(found["folder"], name)
+
+
+def takes_queue(model: OnnxModel) -> bool:
+    """Whether a model shares the device with the host's."""
+    return model.provider != "CPUExecutionProvider"
 
 
 def open_tagger(key: str, device: str) -> Tagger:

@@ -18,7 +18,7 @@ from ...lib.data.tagger import TaggingConfig
 from ...lib.data.thumbnails import MIME
 from ...lib.forms import form
 from ...lib.named_folders import is_below
-from . import captioners, data_work, faces, jobs, upscalers
+from . import captioners, faces, jobs, looking, upscalers
 from .fields import Picture, jpeg, png, table, text, whole
 from .folders import is_local
 from .galleries import gallery_of, shown, which_of
@@ -43,6 +43,7 @@ def words(values: dict[str, Any]) -> Any:
         "cutting": [w for w in _widgets(DataConfig) if w["path"] in _CUTTING],
         "taggers": captioners.offered(),
         "segmenters": captioners.segmenters(),
+        "predictors": captioners.predictors(),
         "upscalers": upscalers.names(),
         "faces": faces.name(),
         "local": is_local(),
@@ -153,7 +154,7 @@ def cut(values: dict[str, Any]) -> Picture:
 
 def _plan(gallery: Gallery, values: dict[str, Any]) -> EditPlan:
     if values.get("job"):
-        return data_work.words_of(text(values, "job"), gallery)
+        return looking.words_of(text(values, "job"), gallery)
     edits = values.get("edits")
     if not isinstance(edits, list) or not all(isinstance(edit, dict) for edit in edits):
         raise ValueError('edits must be a list such as [{"name": "remove", "words": "blurry"}]')

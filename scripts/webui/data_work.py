@@ -1,8 +1,8 @@
-"""What takes long on the page "Data set", each as a job: checking, preparing and captioning pictures."""
+"""What takes long on the page "Data set", each as a job: checking and preparing pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -10,34 +10,26 @@ from typing import Any
 
 from PIL import Image
 
-from ...lib.config import ConceptConfig, DataConfig, from_dict
+from ...lib.config import ConceptConfig, DataConfig
 from ...lib.data import preparing
 from ...lib.data.findings import SEVERITIES, examine
-from ...lib.data.gallery import EditPlan, Gallery, Item
-from ...lib.data.headers import PictureError, named_faults
+from ...lib.data.gallery import Gallery
 from ...lib.data.image_steps import Background, Faces, Upscale, steps_from
-from ...lib.data.onnx_model import OnnxModel
-from ...lib.data.pictures import decode, on_white
 from ...lib.data.pieces import Step, Tools
 from ...lib.data.scan import Problem
 from ...lib.data.segmentation import Segmenter
 from ...lib.data.tag_rules import tag_rules
-from ...lib.data.tagger import TaggingConfig, tag_pictures
 from ...lib.files import sha256_of
 from . import captioners, faces, jobs, upscalers
-from .fields import table, text
+from .fields import text
 from .folders import new_folder
-from .galleries import gallery_of, name_in, names_of, shown
-from .jobs import Job, StoppedError, the_queue
+from .galleries import finding_of, gallery_of, name_in
+from .jobs import Job, the_queue
 from .model import token_counter
-
-# pictures -> their words by path, and what is wrong with the others
-Look = Callable[[Sequence[Item]], tuple[dict[Path, list[str]], Iterable[Problem]]]
 
 MOST_FINDINGS = 500  # of each sort
 MOST_GROUPS = 300
 MOST_NOTES = 500
-PICTURES_AT_ONCE = 8  # for which the host's queue is taken
 
 
 def check(values: dict[str, Any]) -> Any:
@@ -77,37 +69,6 @@ def prepare(values: dict[str, Any]) -> Any:
     return jobs.start("prepare", gallery.folder, work).status()
 
 
-def caption(values: dict[str, Any]) -> Any:
-    """Begin to caption pictures; what is found is shown, and written when the user says so."""
-    gallery = gallery_of(values)
-    key, config = text(values, "model"), from_dict(TaggingConfig, table(values, "tagging"), "tagging")
-    names = names_of(gallery, values)
-
-    def work(job: Job) -> dict[str, Any]:
-        job.note = "opens the model"
-        look, takes_queue = (_host if key in captioners.HOST else _tagger)(key, config)
-        job.note = ""
-        items = [gallery.item(name) for name in names]
-        todo = [item for item in items if config.existing != "skip" or not item.caption]
-        words: dict[str, list[str]] = {}
-        problems: list[Problem] = []
-        try:
-            _look_at(job, todo, look, takes_queue, words, problems)
-        except jobs.EXPECTED as error:
-            if not words:
-                raise
-            job.error = str(error)  # what was found before is kept
-        job.kept = words, config.existing, f"captions by {key.rpartition('/')[2]}"
-        return {
-            **shown(gallery, words_of(job.id, gallery)),
-            "num_looked_at": len(words),
-            "num_passed_over": len(items) - len(todo),
-            "problems": [_finding(gallery, problem) for problem in problems],
-        }
-
-    return jobs.start("caption", gallery.folder, work).status()
-
-
 def status(values: dict[str, Any]) -> Any:
     """How far a job is."""
     return jobs.find(text(values, "id")).status()
@@ -118,15 +79,6 @@ def stop(values: dict[str, Any]) -> Any:
     job = jobs.find(text(values, "id"))
     job.stop()
     return job.status()
-
-
-def words_of(job_id: str, gallery: Gallery) -> EditPlan:
-    """What writing the captions that a job found would change now. Errors: `ValueError`."""
-    job = jobs.find(job_id)
-    if job.kind != "caption" or job.kept is None or job.folder != gallery.folder:
-        raise ValueError("this work has found no captions")
-    words, existing, title = job.kept
-    return gallery.plan_words(words, existing, title)
 
 
 def _checked(job: Job, gallery: Gallery, data: DataConfig) -> dict[str, Any]:
@@ -161,68 +113,10 @@ def _sorts(gallery: Gallery, problems: Iterable[Problem], severity: str) -> list
         {
             "heading": heading,
             "num": sum(len(problem.about) for problem in alike),
-            "items": [_finding(gallery, problem) for problem in alike[:MOST_FINDINGS]],
+            "items": [finding_of(gallery, problem) for problem in alike[:MOST_FINDINGS]],
         }
         for heading, alike in sorted(sorts.items(), key=lambda item: -len(item[1]))
     ]
-
-
-def _look_at(
-    job: Job,
-    items: Sequence[Item],
-    look: Look,
-    takes_queue: bool,
-    words: dict[str, list[str]],
-    problems: list[Problem],
-) -> None:
-    """Put what `look` finds in pictures into `words`, by name, and what cannot be looked at into `problems`.
-
-    A few pictures at a time, so that others get a turn where the host's queue is needed.
-    """
-    job.progress(0, len(items))
-    for start in range(0, len(items), PICTURES_AT_ONCE):
-        part = items[start : start + PICTURES_AT_ONCE]
-        try:
-            with the_queue(job) if takes_queue else nullcontext():
-                found, faults = look(part)
-        except StoppedError:
-            break
-        words.update((item.name, found[item.path]) for item in part if item.path in found)
-        problems += faults
-        job.progress(start + len(part), len(items))
-        if job.stop_requested:
-            break
-
-
-def _tagger(key: str, config: TaggingConfig) -> tuple[Look, bool]:
-    from modules import devices
-
-    tagger = captioners.open_tagger(key, str(devices.device))
-
-    def look(part: Sequence[Item]) -> tuple[dict[Path, list[str]], Iterable[Problem]]:
-        found = tag_pictures([item.path for item in part], tagger, config)
-        return found.words(), found.problems
-
-    return look, _takes_queue(tagger.model)
-
-
-def _host(key: str, config: TaggingConfig) -> tuple[Look, bool]:
-    if said := captioners.missing(key):
-        raise ValueError(said)
-
-    def look(part: Sequence[Item]) -> tuple[dict[Path, list[str]], Iterable[Problem]]:
-        pictures: dict[Path, Image.Image] = {}
-        problems: list[Problem] = []
-        for item in part:
-            try:
-                with named_faults(item.path):
-                    pictures[item.path] = on_white(*decode(item.path, DataConfig().max_megapixels))[0]
-            except PictureError as error:
-                problems.append(Problem(item.path, error.reason, "error"))
-        with captioners.host_captioner(key, config) as captioner:
-            return {path: captioner(picture) for path, picture in pictures.items()}, problems
-
-    return look, True
 
 
 def _tools(job: Job, steps: Sequence[Step], segmenter: str, upscaler: str) -> Tools:
@@ -238,7 +132,7 @@ def _tools(job: Job, steps: Sequence[Step], segmenter: str, upscaler: str) -> To
         used.append(f"{segmenter} {sha256_of(model.model.path)}")
 
         def mask(picture: Image.Image) -> Image.Image:
-            with the_queue(job) if _takes_queue(model.model) else nullcontext():
+            with the_queue(job) if captioners.takes_queue(model.model) else nullcontext():
                 return model(picture)
 
         tools = replace(tools, background_mask=mask)
@@ -252,11 +146,6 @@ def _tools(job: Job, steps: Sequence[Step], segmenter: str, upscaler: str) -> To
 
         tools = replace(tools, upscale=upscale)
     return replace(tools, names=tuple(used))
-
-
-def _takes_queue(model: OnnxModel) -> bool:
-    """Whether a model shares the device with the host's."""
-    return model.provider != "CPUExecutionProvider"
 
 
 def _prepared(gallery: Gallery, done: preparing.Preparation, out: Path, dry_run: bool) -> dict[str, Any]:
@@ -276,12 +165,4 @@ def _prepared(gallery: Gallery, done: preparing.Preparation, out: Path, dry_run:
         "num_notes": len(notes),
         "notes": notes[:MOST_NOTES],
         "made": made[:MOST_NOTES] if dry_run else [],
-    }
-
-
-def _finding(gallery: Gallery, problem: Problem) -> dict[str, Any]:
-    return {
-        "name": name_in(gallery, problem.path),
-        "text": problem.text,
-        "files": [name_in(gallery, path) for path in problem.files[:MOST_FINDINGS]],
     }

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from ...lib.data.gallery import EditPlan, Gallery, GalleryFilter, gallery_filter, opened
+from ...lib.data.scan import Problem
 from .fields import table
 from .folders import picture_folder
 
 MOST_SHOWN = 200  # captions of a difference
+MOST_FILES = 500  # that a problem names
 
 
 def gallery_of(values: dict[str, Any]) -> Gallery:
@@ -53,3 +55,12 @@ def name_in(gallery: Gallery, path: Path) -> str:
         return path.relative_to(gallery.folder).as_posix()
     except ValueError:
         return str(path)
+
+
+def finding_of(gallery: Gallery, problem: Problem) -> dict[str, Any]:
+    """A problem as the page shows it."""
+    return {
+        "name": name_in(gallery, problem.path),
+        "text": problem.text,
+        "files": [name_in(gallery, path) for path in problem.files[:MOST_FILES]],
+    }

@@ -12,7 +12,7 @@ from sd_atelier.lib.data.image_steps import STEPS
 from sd_atelier.lib.data.pictures import load
 from sd_atelier.lib.data.scan import scan
 from sd_atelier.lib.data.tag_edits import EDITS
-from sd_atelier.scripts.webui import data_set, data_work
+from sd_atelier.scripts.webui import data_set, data_work, looking
 from webui_stub import installed
 
 JAVASCRIPT = Path(__file__).parents[2] / "javascript"
@@ -175,8 +175,8 @@ def test_what_is_shown_as_cut_is_what_training_uses_pixel_for_pixel(host, photos
         (data_work.prepare, {"out": "", "steps": [{"step": "flip"}]}),
         (data_work.prepare, {"out": "new", "steps": []}),
         (data_work.prepare, {"out": "new", "steps": [{"step": "none"}]}),
-        (data_work.caption, {"model": ""}),
-        (data_work.caption, {"model": "tagger/x", "tagging": {"general_threshold": 2}}),
+        (looking.caption, {"model": ""}),
+        (looking.caption, {"model": "tagger/x", "tagging": {"general_threshold": 2}}),
         (data_work.status, {"id": "none"}),
     ],
 )
@@ -191,7 +191,9 @@ GALLERY = (data_set.open_folder, data_set.page, data_set.plan, data_set.apply, d
 PICTURES = (data_set.thumbnail, data_set.buckets, data_set.cut)
 
 
-@pytest.mark.parametrize("route", [*GALLERY, *PICTURES, data_work.check, data_work.prepare, data_work.caption])
+@pytest.mark.parametrize(
+    "route", [*GALLERY, *PICTURES, data_work.check, data_work.prepare, looking.caption, looking.score]
+)
 def test_from_other_machines_a_folder_outside_the_roots_is_refused(tmp_path, photos, monkeypatch, route):
     installed(monkeypatch, tmp_path / "webui", local=False)
     with pytest.raises(ValueError, match=r"other machines.*atelier\.json.*photos"):

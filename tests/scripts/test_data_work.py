@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from onnx_writer import write_segmenter, write_tagger
+from onnx_writer import write_picture_scorer, write_segmenter, write_tagger
 from PIL import Image
-from sd_atelier.scripts.webui import captioners, data_set, data_work, jobs, upscalers
+from sd_atelier.scripts.webui import captioners, data_set, data_work, jobs, looking, upscalers
 from webui_stub import installed
 
 WEIGHTS = np.eye(3) * 0.1 - 0.02
@@ -129,7 +129,7 @@ def test_small_pictures_are_enlarged_by_an_upscaler_whose_model_is_here(host, ph
 def test_tags_that_a_model_finds_are_shown_then_written_and_undone(host, photos, tagger):
     (photos / "green.txt").write_text("mine")
     before = everything(photos)
-    status = ended(data_work.caption({"folder": str(photos), "model": tagger, "tagging": {"order": "csv"}}))
+    status = ended(looking.caption({"folder": str(photos), "model": tagger, "tagging": {"order": "csv"}}))
     result = status["result"]
     assert (status["error"], result["num"], result["num_passed_over"]) == ("", 2, 1) and everything(photos) == before
     assert result["changes"][1] == {"name": "red.txt", "parts": [("+", "<b>red</b>")]}
@@ -141,12 +141,12 @@ def test_tags_that_a_model_finds_are_shown_then_written_and_undone(host, photos,
 
 
 def test_only_the_pictures_that_are_meant_are_looked_at(host, photos, tagger):
-    status = ended(data_work.caption({"folder": str(photos), "model": tagger, "filter": {"text": "red"}}))
+    status = ended(looking.caption({"folder": str(photos), "model": tagger, "filter": {"text": "red"}}))
     assert [change["name"] for change in status["result"]["changes"]] == ["red.txt"]
 
 
 def test_stopping_keeps_what_is_found(host, photos, tagger, monkeypatch):
-    monkeypatch.setattr(data_work, "PICTURES_AT_ONCE", 1)
+    monkeypatch.setattr(looking, "PICTURES_AT_ONCE", 1)
     progress = jobs.Job.progress
 
     def stop_after_two(job, done, total):
@@ -155,14 +155,14 @@ def test_stopping_keeps_what_is_found(host, photos, tagger, monkeypatch):
             job.stop()
 
     monkeypatch.setattr(jobs.Job, "progress", stop_after_two)
-    status = ended(data_work.caption({"folder": str(photos), "model": tagger}))
+    status = ended(looking.caption({"folder": str(photos), "model": tagger}))
     assert (status["phase"], status["done"], status["result"]["num"]) == ("stopped", 2, 2)
     done = data_set.apply({"folder": str(photos), "job": status["id"], "digest": status["result"]["digest"]})
     assert done["num"] == 2 and not (photos / "red.txt").exists()
 
 
 def test_what_was_found_before_a_model_failed_is_kept(host, photos, models, monkeypatch):
-    monkeypatch.setattr(data_work, "PICTURES_AT_ONCE", 1)
+    monkeypatch.setattr(looking, "PICTURES_AT_ONCE", 1)
     asked = []
 
     def fails_at_the_third(picture):
@@ -172,10 +172,41 @@ def test_what_was_found_before_a_model_failed_is_kept(host, photos, models, monk
         return "a toy"
 
     monkeypatch.setattr(host.shared.interrogator, "generate_caption", fails_at_the_third)
-    status = ended(data_work.caption({"folder": str(photos), "model": "blip"}))
+    status = ended(looking.caption({"folder": str(photos), "model": "blip"}))
     assert (status["phase"], status["error"], status["result"]["num"]) == ("failed", "the model failed", 2)
     data_set.apply({"folder": str(photos), "job": status["id"], "digest": status["result"]["digest"]})
     assert (photos / "green.txt").read_text() == "a toy" and not (photos / "red.txt").exists()
+
+
+@pytest.fixture
+def predictor(tmp_path):
+    """Gives how red a picture's middle is."""
+    pytest.importorskip("onnxruntime", reason="aesthetic scores need onnxruntime (the extra tagger)")
+    folder = tmp_path / "webui/atelier/aesthetic_predictors"
+    folder.mkdir(parents=True)
+    write_picture_scorer(folder / "red.onnx", [[1.0, 0.0, 0.0]])
+    return "red.onnx"
+
+
+def test_pictures_are_scored_and_no_file_is_changed(host, photos, predictor):
+    (photos / "bad.png").write_bytes((photos / "red.png").read_bytes()[:60])
+    before = everything(photos)
+    status = ended(looking.score({"folder": str(photos), "model": predictor}))
+    result = status["result"]
+    assert (status["phase"], status["error"]) == ("finished", "") and everything(photos) == before
+    names, scores = zip(*result["scores"], strict=True)
+    assert names == ("red.png", "blue.png", "green.png") and list(scores) == sorted(scores, reverse=True)
+    assert result["csv"].splitlines()[:2] == ["image,score", f"red.png,{scores[0]:.4f}"]
+    assert [(problem["name"], problem["text"]) for problem in result["problems"]] == [("bad.png", "is truncated")]
+    only = ended(looking.score({"folder": str(photos), "model": predictor, "names": ["blue.png"]}))["result"]["scores"]
+    assert only == [("blue.png", pytest.approx(scores[1]))]
+
+
+def test_a_predictor_that_is_not_there_is_a_sentence_with_what_to_put_where(host, photos, tmp_path):
+    for name in ("", "red.onnx", "../red.onnx"):
+        with pytest.raises(ValueError, match=r"model must|put an \.onnx file") as said:
+            looking.score({"folder": str(photos), "model": name})
+        assert not name or str(tmp_path / "webui/atelier/aesthetic_predictors") in str(said.value)
 
 
 def test_a_missing_tagger_is_a_sentence_with_what_to_put_where(host, photos, tmp_path):
@@ -184,7 +215,7 @@ def test_a_missing_tagger_is_a_sentence_with_what_to_put_where(host, photos, tmp
     (folder / "half").mkdir(parents=True)
     (folder / "half/model.onnx").write_bytes(b"")
     for key, said in (("tagger/half", "selected_tags.csv"), ("tagger/", "no tagger"), ("tagger/../x", "no tagger")):
-        status = ended(data_work.caption({"folder": str(photos), "model": key}))
+        status = ended(looking.caption({"folder": str(photos), "model": key}))
         assert status["phase"] == "failed" and said in status["error"] and "nothing is downloaded" in status["error"]
 
 
@@ -192,7 +223,7 @@ def test_what_the_host_would_download_is_said_and_not_asked_for(host, photos, mo
     monkeypatch.setattr(host.shared.interrogator, "load_blip_model", lambda: pytest.fail("it was asked for"))
     monkeypatch.setattr(host.deepbooru.model, "load", lambda: pytest.fail("it was asked for"))
     for key, file in (("blip", "model_base_caption_capfilt_large.pth"), ("deepbooru", "model-resnet_custom_v3.pt")):
-        status = ended(data_work.caption({"folder": str(photos), "model": key}))
+        status = ended(looking.caption({"folder": str(photos), "model": key}))
         assert file in status["error"] and str(host.paths.models_path) in status["error"]
         assert "Atelier downloads nothing" in status["error"]
 
@@ -213,7 +244,7 @@ def test_the_hosts_own_models_caption_while_the_queue_is_ours(host, photos, mode
     monkeypatch.setattr(
         host.shared.interrogator, "generate_caption", lambda p: seen.append(host.lock.locked()) or caption(p)
     )
-    status = ended(data_work.caption({"folder": str(photos), "model": "blip"}))
+    status = ended(looking.caption({"folder": str(photos), "model": "blip"}))
     assert status["error"] == "" and [c["name"] for c in status["result"]["changes"]] == [
         "blue.txt",
         "green.txt",
@@ -226,7 +257,7 @@ def test_the_hosts_own_models_caption_while_the_queue_is_ours(host, photos, mode
 
 def test_the_hosts_tagger_takes_our_settings_and_its_own_stay(host, photos, models):
     tagging = {"general_threshold": 0.25, "existing": "append"}
-    status = ended(data_work.caption({"folder": str(photos), "model": "deepbooru", "tagging": tagging}))
+    status = ended(looking.caption({"folder": str(photos), "model": "deepbooru", "tagging": tagging}))
     assert status["result"]["changes"][0]["parts"] == [("+", "one tag"), ("+", "another_(tag)")]
     assert host.deepbooru.model.seen == [(False, 0.25)] * 3 and not host.deepbooru.model.running
     assert host.deepbooru.shared is host.shared and host.shared.opts.deepbooru_escape is True
@@ -237,13 +268,13 @@ def test_a_model_that_the_host_cannot_read_is_a_sentence(host, photos, models, m
         raise AttributeError("'NoneType' object has no attribute 'keys'")
 
     monkeypatch.setattr(host.deepbooru.model, "load", refuses)
-    status = ended(data_work.caption({"folder": str(photos), "model": "deepbooru"}))
+    status = ended(looking.caption({"folder": str(photos), "model": "deepbooru"}))
     assert status["error"].startswith("the WebUI cannot read its own model") and not host.lock.locked()
 
 
 def test_while_the_model_is_busy_the_work_waits_and_can_be_stopped(host, photos, models):
     with host.lock:
-        status = data_work.caption({"folder": str(photos), "model": "blip"})
+        status = looking.caption({"folder": str(photos), "model": "blip"})
         job = jobs.find(status["id"])
         end = time.monotonic() + 20
         while "waits" not in job.note:

@@ -9,10 +9,9 @@ from typing import Any
 
 from ...config import ConceptConfig, DataConfig, checked
 from ...data import preparing
-from ...data.aesthetic import AestheticScorer, score_pictures, score_table
+from ...data.aesthetic import AestheticScorer, best_first, score_pictures, score_table
 from ...data.bucket_preview import bucket_counts, bucket_cut, bucket_preview
 from ...data.findings import summary
-from ...data.headers import printable
 from ...data.image_steps import steps_from
 from ...data.pieces import Tools
 from ...data.scan import Problem, scan
@@ -82,10 +81,11 @@ def score(args: argparse.Namespace) -> int:
         )
     for problem in found.problems:
         print(f"{problem}; it gets no score")
-    for path, value in sorted(found.scores.items(), key=lambda item: (-item[1], item[0])):
-        print(f"{value:8.3f}  {printable(path.relative_to(args.folder))}")
+    scores = {path.relative_to(args.folder).as_posix(): value for path, value in found.scores.items()}
+    for name, value in best_first(scores):
+        print(f"{value:8.3f}  {name}")
     if args.save:
-        write_bytes(args.save, score_table(found.scores, args.folder))
+        write_bytes(args.save, score_table(scores))
     return 3 if found.stopped else 0
 
 

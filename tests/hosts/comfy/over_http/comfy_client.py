@@ -44,7 +44,7 @@ class Server:
                 (folder / "nodes" / name).symlink_to(source, target_is_directory=True)
         lines = ["models:", f"  base_path: {MODELS}"] + [f"  {kind}: {kind}/" for kind in KINDS]
         lines += ["tests:", f"  base_path: {folder}", "  custom_nodes: nodes/"]
-        lines += [f"  {kind}: {kind}/" for kind in ("taggers", "segmenters", "upscale_models")]
+        lines += [f"  {kind}: {kind}/" for kind in ("taggers", "segmenters", "aesthetic_predictors", "upscale_models")]
         (folder / "models.yaml").write_text("\n".join(lines) + "\n")
 
     @property

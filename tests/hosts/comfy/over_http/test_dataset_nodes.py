@@ -53,13 +53,15 @@ def captions(root):
 
 @pytest.fixture
 def models(server):
-    """A tagger and a segmentation model with known answers, where a user would put them."""
+    """A tagger, a segmentation model and a predictor with known answers, where a user would put them."""
     pytest.importorskip("onnxruntime")
-    from onnx_writer import write_segmenter, write_tagger
+    from onnx_writer import write_picture_scorer, write_segmenter, write_tagger
 
     write_tagger(server.folder / "taggers" / "known", WEIGHTS, BIAS, ROWS)
     (server.folder / "segmenters").mkdir(exist_ok=True)
     write_segmenter(server.folder / "segmenters" / "u2net-red.onnx")
+    (server.folder / "aesthetic_predictors").mkdir(exist_ok=True)
+    write_picture_scorer(server.folder / "aesthetic_predictors" / "green.onnx", [[0.0, 1.0, 0.0]])
 
 
 def graph_of(graphs, folder, class_type, **inputs):
@@ -122,6 +124,7 @@ def test_an_edit_that_is_none_is_said_before_anything_runs(server, graphs, folde
 def test_a_missing_model_is_said_with_the_place_that_it_belongs_into(server, graphs, folder):
     for class_type, inputs, file in (
         ("AtelierTagPictures", {"tagger": "wd14"}, "selected_tags.csv"),
+        ("AtelierScorePictures", {"predictor": "nima"}, "image_encoder.onnx"),
         ("AtelierPrepareDataset", {"segmenter": "u2net.onnx", "background": "white"}, "u2net.onnx"),
     ):
         with pytest.raises(Refused) as refused:
@@ -159,6 +162,23 @@ def test_cancelling_keeps_what_is_tagged(server, graphs, tmp_path, models):
     assert entry["status"]["messages"][-1][0] == "execution_interrupted"
     num = len(list((tmp_path / "many").glob("*.txt")))
     assert 0 < num < 300 and num % 8 == 0, num
+
+
+def test_pictures_are_scored_the_best_first_and_nothing_is_changed(server, graphs, folder, models):
+    (folder / "bad.png").write_bytes((folder / "b.png").read_bytes()[:150])
+    before = everything(folder)
+    graph = graph_of(graphs, folder, "AtelierScorePictures", predictor="green.onnx", most=3)
+    graph["5"] = graphs.node("PreviewAny", source=["3", 1])
+    graph["6"] = graphs.node("SaveImage", images=["3", 2], filename_prefix="scored")
+    outputs = server.run(graph)
+    lines = text_of(outputs).splitlines()
+    # the green of the grounds is 130, 70 and 10, and the middle of d.png has no red circle; equal ones by name
+    names = [line.split(maxsplit=1)[1] for line in lines[:5]]
+    assert names == ["toys/c.png", "toys/b.png", "toys/sub/d.png", "toys/a copy.png", "toys/a.png"]
+    assert "bad.png" in lines[5] and lines[5].endswith("it gets no score")
+    table = outputs["5"]["text"][0].splitlines()
+    assert table[0] == "image,score" and table[1].startswith("toys/c.png,") and len(table) == 6
+    assert len(pictures_of(server, outputs, "6")) == 3 and everything(folder) == before
 
 
 def test_any_text_of_the_graph_becomes_a_caption(server, graphs, folder):
