@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "data"))  # for onnx_writer
-from onnx_writer import write_tagger
+from onnx_writer import write_picture_scorer, write_tagger
 
 
 def around(name):
@@ -155,6 +155,22 @@ def test_a_tagger_in_our_folder_captions_in_the_hosts_process(webui, photos):
     )
     webui.post("data_undo", folder=str(photos))
     assert everything(photos) == before
+
+
+def test_pictures_are_scored_in_the_hosts_process(webui, photos):
+    with pytest.raises(Refused, match="there is no aesthetic predictor"):
+        webui.post("data_score", folder=str(photos), model="red.onnx")
+    folder = webui.folder / "atelier/aesthetic_predictors"
+    folder.mkdir(parents=True)
+    write_picture_scorer(folder / "red.onnx", [[1.0, 0.0, 0.0]])
+    assert webui.get("data_words")["predictors"]["names"] == ["red.onnx"]
+    before = everything(photos)
+    job = ended(webui, webui.post("data_score", folder=str(photos), model="red.onnx"))
+    if "need onnxruntime" in job["error"]:
+        pytest.skip("the WebUI's Python has no onnxruntime")
+    scores = [score for _, score in job["result"]["scores"]]
+    assert job["error"] == "" and len(set(scores)) == 3 and scores == sorted(scores, reverse=True)
+    assert job["result"]["csv"].startswith("image,score\n") and everything(photos) == before
 
 
 @pytest.mark.parametrize("key, file", [("blip", "model_base_caption"), ("deepbooru", "model-resnet_custom")])
