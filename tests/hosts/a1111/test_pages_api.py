@@ -136,22 +136,24 @@ def test_a_published_step_is_in_the_menu_and_changes_the_picture(webui, finished
     assert (webui.folder / "models/Lora/toy one.preview.png").is_file()
 
 
+def finished_strip(webui, **wanted):
+    started = webui.post("strip", **wanted)
+    end = time.monotonic() + 300
+    while (strip := webui.get("strip", id=started["id"]))["live"]:
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    assert strip["error"] == "" and strip["phase"] == "finished"
+    return strip
+
+
 def test_a_strip_has_the_untrained_model_first_and_makes_no_cell_twice(webui, finished):
     wanted = {"source": finished["key"], "prompts": "m0nster toy", "steps": 1, "width": 64, "height": 64}
     strips = []
     for _ in range(2):
-        started = webui.post("strip", **wanted)
-        end = time.monotonic() + 300
-        while (strip := webui.get("strip", id=started["id"]))["live"]:
-            assert time.monotonic() < end
-            time.sleep(0.2)
-        assert strip["error"] == "" and strip["phase"] == "finished"
-        strips.append(strip)
+        strips.append(finished_strip(webui, **wanted))
     assert strips[0]["columns"] == ["no network", "toys-000003", "toys-000006"]
     cells = [webui.get("strip_picture", id=strips[0]["id"], cell=c["key"]) for c in strips[0]["cells"]]
     assert len(set(cells)) == 3, "each checkpoint gives another picture"
-    # the network in the strip is the one that txt2img uses
-    webui.post("publish", run=finished["key"], step=6, name="strip check")
     assert strips[0]["cells"] == strips[1]["cells"]
     made = {path.stat().st_mtime_ns for path in Path(finished["folder"], "cells").glob("*.png")}
     assert len(made) == 3
@@ -167,7 +169,6 @@ def test_the_plot_has_an_axis_of_checkpoints(webui, finished):
     choices = axes[0]["args"][0]["choices"]
     index = choices.index("[Atelier] Checkpoint of run")
     # X, then nothing on Y and Z; legend off, lone images on
-    args = [index, "no network, toys/6", [], 0, "", [], 0, "", [], False, True, False, False, False, False, False, 0]
     args = [
         index,
         "no network, toys/6",
@@ -339,3 +340,28 @@ def restart(webui):
         if button in [t if isinstance(t, int) else t[0] for t in d["targets"]]
     )
     webui.request("/run/predict", {"fn_index": index, "data": [], "session_hash": "test"})
+
+
+@pytest.mark.parametrize("checkpoint, family", [("mini-sd2-v", "sd2"), ("mini-sdxl", "sdxl"), ("mini-sdxl-v", "sdxl")])
+def test_every_family_is_trained_published_and_compared_in_place(tmp_path, photos, checkpoint, family):
+    webui = served.Server(tmp_path, free_port(), f"{checkpoint}.safetensors", ["--loglevel", "DEBUG"])
+    try:
+        before = webui.picture("m0nster toy")
+        model = webui.get("status")["model"]
+        assert (model["family"], model["refusal"]) == (family, "")
+        values = settings(photos, **{"save.every_steps": 3, "preview.every_steps": 6, "preview.steps": 1})
+        values |= {"preview.prompts": "m0nster toy", "trainable.text_encoder": True}
+        run = webui.ended(webui.post("start", values=values)["id"])
+        assert (run["phase"], run["error"], run["step"]) == ("finished", "", 6)
+        assert webui.picture("m0nster toy") == before, "the loaded model is as it was"
+        webui.post("publish", run=run["key"], step=6, name="toy")
+        assert webui.picture("m0nster toy <lora:toy:1>") != before
+        log = webui.log.read_text(errors="replace")
+        assert "didn't match" not in log and "Lora/Networks: errors" not in log
+        wanted = {"prompts": "m0nster toy", "steps": 1, "width": 64, "height": 64}
+        strip = finished_strip(webui, source=run["key"], **wanted)
+        cells = [webui.get("strip_picture", id=strip["id"], cell=c["key"]) for c in strip["cells"]]
+        assert strip["columns"] == ["no network", "toys-000003", "toys-000006"] and len(set(cells)) == 3
+        assert webui.picture("m0nster toy") == before
+    finally:
+        webui.close()
