@@ -372,8 +372,9 @@ class WebuiPainter:
 
 
 def _base(host: Any) -> str:
-    """Which checkpoint is loaded."""
-    return hashlib.sha256(json.dumps(base_of(host), sort_keys=True).encode()).hexdigest()
+    """Which checkpoint is loaded, whatever network the last picture has left in its weights."""
+    with host.held():
+        return hashlib.sha256(json.dumps(base_of(host), sort_keys=True).encode()).hexdigest()
 
 
 def _is_checkpoint(path: Path) -> bool:
