@@ -70,7 +70,7 @@ window.atelier = window.atelier || {};
                 el("div", {class: "atelier-row atelier-run-head"}, el("h3", {}, about.name), el("small", {}, about.folder)),
                 el("div", {class: "atelier-row"}, about.live || isWhole(about) ? null : resume, strip, report, settings), say.element,
                 el("dl", {class: "atelier-facts"}, about.summary.map(([name, text]) => el("div", {}, el("dt", {}, t(name)), el("dd", {}, text)))),
-                about.verdicts.map(line => el("p", {class: "atelier-verdict"}, line)),
+                about.verdicts.map(verdict => el("p", {class: "atelier-verdict"}, t(verdict.words, verdict.values))),
                 el("div", {class: "atelier-charts"}, atelier.lossCharts(chart, about.num_steps || 0)),
                 checkpoints(about, say),
                 about.previews.length ? atelier.previewGallery(about.key, about.previews) : null,

@@ -50,7 +50,7 @@ def write_report(run_folder: Path | str) -> Path:
     name = str(run.description["name"])
     body = [
         f"<header><h1>{_text(name)}</h1>{_facts(_about(run, steps, pictures))}</header>",
-        _section("What it came to", "".join(f"<p>{_text(line)}</p>" for line in verdicts(probes, pictures))),
+        _section("What it came to", "".join(f"<p>{_text(str(verdict))}</p>" for verdict in verdicts(probes, pictures))),
         _strip(run.path / "strip.png") or _strip(run.path / f"{STEM}.png"),
         # charts have their title in them
         _section("", _figure(drawn / "probe.png", "Controlled loss by step")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,18 +16,52 @@ MIN_ROWS = 8  # fewer losses of a picture say little about it
 Columns = Mapping[str, NDArray]
 
 
-def verdicts(probes: Columns, pictures: Sequence[PictureLoss]) -> list[str]:
+_MEASURED = (
+    "95 % interval of the change {low} to {high} %; {pictures} pictures at {timesteps} timesteps, the same noise at "
+    "both steps"
+)
+WORDS = {
+    "unmeasured": "How far the loss fell was not measured: that needs a probe at two steps or more "
+    "(record.probe_every_steps). The loss in training says little, since each step draws other timesteps.",
+    "unsayable": "How the controlled loss changed from step {first} to step {last} cannot be said: the two probes are "
+    "not finite throughout.",
+    "fell": f"The controlled loss fell by {{percent}} % from step {{first}} to step {{last}} ({_MEASURED}).",
+    "rose": f"The controlled loss rose by {{percent}} % from step {{first}} to step {{last}} ({_MEASURED}).",
+    "fell, one picture": "The controlled loss fell by {percent} % from step {first} to step {last}; one picture alone "
+    "gives no interval.",
+    "rose, one picture": "The controlled loss rose by {percent} % from step {first} to step {last}; one picture alone "
+    "gives no interval.",
+    "unchanged": "The controlled loss did not change measurably from step {first} to step {last}: {percent} % "
+    f"({_MEASURED}).",
+    "not finite": "Losses that were not finite: {rows}, of {names}.",
+    "harder": "Harder than the others at the same timesteps: {names}.",
+    "easier": "Easier than the others at the same timesteps: {names}.",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One sentence: a key of `WORDS`, and what is filled in; `str()` gives it in English."""
+
+    kind: str
+    values: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return WORDS[self.kind].format_map(self.values)
+
+
+def verdicts(probes: Columns, pictures: Sequence[PictureLoss]) -> list[Verdict]:
     """What the records say, in words: how the controlled loss changed, and what stands out."""
-    lines = [_progress(probes)]
+    found = [_progress(probes)]
     bad = [p for p in pictures if p.num_nonfinite]
     if bad:
         num_rows = sum(p.num_nonfinite for p in bad)
-        lines.append(f"Losses that were not finite: {num_rows}, of {_named([p.image for p in bad])}.")
-    for flag, words in (("high", "harder"), ("low", "easier")):
+        found.append(Verdict("not finite", {"rows": str(num_rows), "names": _named([p.image for p in bad])}))
+    for flag, kind in (("high", "harder"), ("low", "easier")):
         names = [p.image for p in pictures if flag in flags(p)]
         if names:
-            lines.append(f"{words.capitalize()} than the others at the same timesteps: {_named(names)}.")
-    return lines
+            found.append(Verdict(kind, {"names": _named(names)}))
+    return found
 
 
 def flags(picture: PictureLoss) -> list[str]:
@@ -41,34 +76,35 @@ def flags(picture: PictureLoss) -> list[str]:
     return found + (["not finite"] if picture.num_nonfinite else [])
 
 
-def _progress(probes: Columns) -> str:
+def _progress(probes: Columns) -> Verdict:
     """First probe against last, pair by pair at the same picture, timestep and noise."""
     at = np.unique(probes["step"])
     if at.size < 2:
-        return (
-            "How far the loss fell was not measured: that needs a probe at two steps or more "
-            "(record.probe_every_steps). The loss in training says little, since each step draws other timesteps."
-        )
+        return Verdict("unmeasured")
     first, last = (dict(_pairs(probes, step)) for step in (at[0], at[-1]))
     pairs = [key for key in first if key in last]
     before = np.array([first[key] for key in pairs])
     change = np.array([last[key] for key in pairs]) - before
     names = [image for image, _ in pairs]
-    span = f"from step {at[0]} to step {at[-1]}"
+    values = {"first": str(at[0]), "last": str(at[-1])}
     mean, low, high = paired_interval(picture_means(names, change))
     whole = float(picture_means(names, before).mean()) if pairs else math.nan
     if not (math.isfinite(mean) and whole > 0):
-        return f"How the controlled loss changed {span} cannot be said: the two probes are not finite throughout."
-    num_pictures = len(set(names))
-    measured = f"{num_pictures} pictures at {len(pairs) // num_pictures} timesteps, the same noise at both steps"
-    percent = abs(100 * mean / whole)
-    word = "fell" if mean < 0 else "rose"
+        return Verdict("unsayable", values)
+    word, percent = ("fell" if mean < 0 else "rose"), 100 * mean / whole
+    values["percent"] = f"{abs(percent):.1f}"
     if not math.isfinite(low):
-        return f"The controlled loss {word} by {percent:.1f} % {span}; one picture alone gives no interval."
-    interval = f"95 % interval of the change {100 * low / whole:+.1f} to {100 * high / whole:+.1f} %; {measured}"
+        return Verdict(f"{word}, one picture", values)
+    num_pictures = len(set(names))
+    values |= {
+        "low": f"{100 * low / whole:+.1f}",
+        "high": f"{100 * high / whole:+.1f}",
+        "pictures": str(num_pictures),
+        "timesteps": str(len(pairs) // num_pictures),
+    }
     if low <= 0 <= high:
-        return f"The controlled loss did not change measurably {span}: {100 * mean / whole:+.1f} % ({interval})."
-    return f"The controlled loss {word} by {percent:.1f} % {span} ({interval})."
+        return Verdict("unchanged", {**values, "percent": f"{percent:+.1f}"})
+    return Verdict(word, values)
 
 
 def _pairs(probes: Columns, step: int) -> Iterable[tuple[tuple[str, float], float]]:
@@ -78,4 +114,5 @@ def _pairs(probes: Columns, step: int) -> Iterable[tuple[tuple[str, float], floa
 
 
 def _named(names: list[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    """The first of them; how many more there are is said without a word, since each language has its own."""
+    return ", ".join(names[:most]) + (f", … (+{len(names) - most})" if len(names) > most else "")

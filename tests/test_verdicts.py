@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def probes(change, num_pictures=8, num_timesteps=4, spread=0.02, steps=(0, 50, 1
     ],
 )
 def test_change_is_said_only_where_its_interval_excludes_none(change, said):
-    (line,) = verdicts(probes(change), [])
+    (line,) = map(str, verdicts(probes(change), []))
     assert re.match(said, line)
     assert "from step 0 to step 100" in line and "8 pictures at 4 timesteps, the same noise" in line
 
@@ -41,7 +42,7 @@ def test_change_is_said_only_where_its_interval_excludes_none(change, said):
 def test_percent_and_interval_are_those_of_the_pairs():
     rows = probes(-0.5, num_pictures=2, num_timesteps=1, spread=0.0, steps=(0, 7))
     rows["loss"] = np.array([1.0, 3.0, 0.5, 1.0])  # by 0.5 and by 2.0, of 2.0 on average
-    (line,) = verdicts(rows, [])
+    (line,) = map(str, verdicts(rows, []))
     half = 12.7062 * math.sqrt(2 * 0.75**2) / math.sqrt(2)
     low, high = 100 * (-1.25 - half) / 2, 100 * (-1.25 + half) / 2
     assert f"{-62.5:+.1f} % (95 % interval of the change {low:+.1f} to {high:+.1f} %" in line
@@ -49,19 +50,19 @@ def test_percent_and_interval_are_those_of_the_pairs():
 
 @pytest.mark.parametrize("steps", [(), (0,), (300,)])
 def test_nothing_is_claimed_without_two_probes(steps):
-    (line,) = verdicts(probes(-0.3, steps=steps), [])
+    (line,) = map(str, verdicts(probes(-0.3, steps=steps), []))
     assert "was not measured" in line and "%" not in line
 
 
 def test_one_picture_gives_no_interval():
-    (line,) = verdicts(probes(-0.3, num_pictures=1), [])
+    (line,) = map(str, verdicts(probes(-0.3, num_pictures=1), []))
     assert "fell by" in line and "gives no interval" in line
 
 
 def test_probe_that_is_not_finite_says_so():
     rows = probes(-0.3)
     rows["loss"][-1] = math.nan
-    (line,) = verdicts(rows, [])
+    (line,) = map(str, verdicts(rows, []))
     assert "cannot be said" in line and "%" not in line
 
 
@@ -94,11 +95,16 @@ def test_flags_need_a_large_and_a_sure_difference(entry, found):
 
 
 def test_what_stands_out_is_named():
-    lines = verdicts(probes(-0.3), [picture(1.5), picture(0.6), picture(num_nonfinite=3)])
+    lines = [str(v) for v in verdicts(probes(-0.3), [picture(1.5), picture(0.6), picture(num_nonfinite=3)])]
     assert [line.split(":")[0] for line in lines[1:]] == [
         "Losses that were not finite",
         "Harder than the others at the same timesteps",
         "Easier than the others at the same timesteps",
     ]
-    many = verdicts(probes(-0.3), [picture(1.5)] * 20)[1]
-    assert many.endswith("and 12 more.")
+    many = str(verdicts(probes(-0.3), [picture(1.5)] * 20)[1])
+    assert many.endswith("toy/a.png, … (+12).")
+
+
+def test_what_is_filled_in_is_no_template_itself():
+    (_, line) = verdicts(probes(-0.3), [replace(picture(1.5), image="{percent}/{0}.png")])
+    assert str(line).endswith(": {percent}/{0}.png.")

@@ -27,7 +27,7 @@ from ...lib.data.scan import scan
 from ...lib.named_folders import is_below, roots_in
 from ...lib.records import read_losses, read_probe, read_run
 from ...lib.run_folder import RunFolder
-from ...lib.verdicts import flags, verdicts
+from ...lib.verdicts import WORDS, Verdict, flags, verdicts
 from .folders import is_local, run_parents, settings_file
 
 MAX_PICTURES = 300
@@ -82,7 +82,7 @@ def details(key: str) -> dict[str, Any]:
         "changed": difference(RunConfig(), config),
         "config": to_dict(config),
         "trigger": ", ".join(dict.fromkeys(c.trigger for c in config.data.concepts if c.trigger)),
-        "verdicts": verdicts(probes, pictures) if losses["step"].size else [],
+        "verdicts": _spoken(verdicts(probes, pictures)) if losses["step"].size else [],
         "pictures": [{**_finite(asdict(p)), "flags": flags(p)} for p in shown],
         "num_pictures": len(pictures),
         "checkpoints": _checkpoints(run),
@@ -90,6 +90,11 @@ def details(key: str) -> dict[str, Any]:
         "strips": sorted(path.name for pattern in _STRIPS for path in folder.glob(f"{pattern}*.png")),
         "report": (folder / "report.html").is_file(),
     }
+
+
+def _spoken(found: Iterable[Verdict]) -> list[dict[str, Any]]:
+    """Words that the page translates, and what it fills in."""
+    return [{"words": WORDS[verdict.kind], "values": verdict.values} for verdict in found]
 
 
 def previews(folder: Path) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from sd_atelier.lib.data.image_steps import STEPS
 from sd_atelier.lib.data.tag_edits import EDITS
 from sd_atelier.lib.data.tagger import TaggingConfig
 from sd_atelier.lib.forms import form
+from sd_atelier.lib.verdicts import WORDS
 
 ROOT = Path(__file__).parents[2]
 LANGUAGES = ("ja_JP", "zh_CN")
@@ -57,6 +58,10 @@ def of_the_summary():
     return set(re.findall(rf"\({STRING}, ", source.partition("def _summary")[2].partition("def ")[0]))
 
 
+def of_the_verdicts():
+    return set(WORDS.values())
+
+
 def of_the_host_settings():
     source = (ROOT / "scripts/webui/settings.py").read_text(encoding="utf-8")
     labels = re.findall(rf'OptionInfo\(\s*(?:""|True), {STRING}', source)
@@ -67,7 +72,7 @@ def of_the_host_settings():
 
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize(
-    "words", [of_the_settings, of_the_data_set, of_the_scripts, of_the_summary, of_the_host_settings]
+    "words", [of_the_settings, of_the_data_set, of_the_scripts, of_the_summary, of_the_verdicts, of_the_host_settings]
 )
 def test_every_word_of_the_page_is_translated(language, words):
     known = json.loads((ROOT / f"localizations/{language}.json").read_text(encoding="utf-8"))
@@ -86,6 +91,13 @@ def test_translations_fill_in_the_same_values(language):
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_no_translation_is_left_over(language):
     known = json.loads((ROOT / f"localizations/{language}.json").read_text(encoding="utf-8"))
-    used = of_the_settings() | of_the_data_set() | of_the_scripts() | of_the_summary() | of_the_host_settings()
+    used = (
+        of_the_settings()
+        | of_the_data_set()
+        | of_the_scripts()
+        | of_the_summary()
+        | of_the_verdicts()
+        | of_the_host_settings()
+    )
     said = {"no network", "high", "low", "few rows", "not finite", "Start", "Train", "Runs", "Strips"}
     assert sorted(known.keys() - used - said) == []
