@@ -456,6 +456,8 @@ def law_recomputing_blocks_changes_no_gradient():
     ups = {name: tensor for name, tensor in losses[False].items() if "lora_up" in name or "lora_B" in name}
     assert sum(bool(tensor.abs().max() > 0) for tensor in ups.values()) > len(ups) / 2
     for name, tensor in ups.items():
+        if ("attn1_to_q" in name or "attn1_to_k" in name) and max(tensor.norm(), losses[True][name].norm()) < 1e-9:
+            continue  # where a block is left with a single token, attention's weights are 1: no gradient but rounding
         difference = (tensor - losses[True][name]).norm() / (tensor.norm() + 1e-9)
         assert difference < (0.05 if IS_HALF else 1e-3), (name, difference)
 
