@@ -369,3 +369,29 @@ def test_every_family_is_trained_published_and_compared_in_place(tmp_path, photo
         assert webui.picture("m0nster toy") == before
     finally:
         webui.close()
+
+
+def test_a_webui_that_others_reach_asks_for_the_password_and_says_the_line_that_allows_a_folder(tmp_path, photos):
+    webui = served.Server(tmp_path, free_port(), more=["--listen", "--api-auth", "me:secret"])
+    me = {"Authorization": "Basic " + base64.b64encode(b"me:secret").decode()}
+    try:
+        for headers in ({}, {"Authorization": "Basic " + base64.b64encode(b"me:wrong").decode()}):
+            with pytest.raises(Refused) as refused:
+                webui.get("status", headers=headers)
+            assert refused.value.status == 401 and "--api-auth" in str(refused.value)
+        for route, values in (
+            ("check", {"values": settings(photos)}),
+            ("data_open", {"folder": str(photos)}),
+            ("data_thumbnail", None),
+        ):
+            with pytest.raises(Refused, match="from other machines") as refused:
+                if values is None:
+                    webui.get(route, headers=me, folder=urllib.parse.quote(str(photos)), name="00.jpg", side=64)
+                else:
+                    webui.post(route, headers=me, **values)
+            assert f'{{"roots": ["{photos}"]}}' in str(refused.value)
+        (tmp_path / "atelier.json").write_text(json.dumps({"roots": [str(photos)]}), encoding="utf-8")
+        assert webui.post("check", headers=me, values=settings(photos))["num_pictures"]
+        assert webui.post("data_open", headers=me, folder=str(photos))["num"]
+    finally:
+        webui.close()
