@@ -107,6 +107,8 @@ ENDS = ("finished", "stopped", "interrupted", "error", "memory early", "memory l
 
 @pytest.fixture(scope="module")
 def models():
+    import kornia  # noqa: F401 - it keeps tables of its own, and the first strip of previews imports it
+
     with torch.inference_mode():
         return tiny_models.model("sd1"), tiny_models.clip(), tiny_models.vae()
 
