@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -63,6 +64,22 @@ def peak_mb(device: torch.device) -> float:
 
 def _kilobytes(file: str, name: str) -> int:
     return int(Path(file).read_text(encoding="ascii", errors="replace").split(name)[1].split()[0])
+
+
+def let_go_of_frames(error: BaseException) -> None:
+    """Let go of what the frames of a failure hold, such as activations, and those of the errors that it came from.
+
+    A host keeps the error, and an error its frames, until garbage is collected: memory that the next picture would
+    lack. The lines of the traceback stay, and frames that still run keep what they have.
+    """
+    chain, seen = [error], {id(error)}
+    while chain:
+        now = chain.pop()
+        traceback.clear_frames(now.__traceback__)
+        for origin in (now.__cause__, now.__context__):
+            if origin is not None and id(origin) not in seen:
+                seen.add(id(origin))
+                chain.append(origin)
 
 
 def drop_unfinished_backward(device: torch.device) -> None:

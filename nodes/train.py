@@ -16,7 +16,7 @@ from server import PromptServer
 from ..lib.config import RunConfig
 from ..lib.data.given import GivenText, NoAutoencoder
 from ..lib.files import read_safetensors
-from ..lib.memory import OutOfMemoryError
+from ..lib.memory import OutOfMemoryError, let_go_of_frames
 from ..lib.preparation import StoppedError
 from ..lib.trainer import NotFiniteError
 from . import keeping, settings
@@ -113,11 +113,13 @@ class Train(io.ComfyNode):
             output = _output(model, clip, done)
         except _SAID as error:
             live.end("failed", str(error))
+            let_go_of_frames(error)
             raise error.with_traceback(None) from None
         except BaseException as error:
             interrupted = isinstance(error, comfy.model_management.InterruptProcessingException)
             state, message = ("interrupted", "queue again to go on") if interrupted else ("failed", str(error))
             live.end(state, message)
+            let_go_of_frames(error)
             raise
         if done.state == "stopped":
             RUNS.ended_unfinished(node)

@@ -5,11 +5,19 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+import traceback
 import weakref
 
 import pytest
 import torch
-from sd_atelier.lib.memory import available_mb, drop_unfinished_backward, is_out_of_memory, peak_mb, reset_peak
+from sd_atelier.lib.memory import (
+    available_mb,
+    drop_unfinished_backward,
+    is_out_of_memory,
+    let_go_of_frames,
+    peak_mb,
+    reset_peak,
+)
 
 
 @pytest.mark.parametrize(
@@ -32,6 +40,34 @@ def test_the_allocators_own_refusal_counts() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)
     assert is_out_of_memory(caught.value)
+
+
+def test_what_a_failures_frames_hold_is_free_while_the_error_is_kept() -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def activations() -> torch.Tensor:
+        tensor = torch.zeros(8)
+        held.append(weakref.ref(tensor))
+        return tensor
+
+    def inner() -> None:
+        first = activations()
+        raise RuntimeError(f"the first, of {first.shape}")
+
+    def outer() -> None:
+        second = activations()
+        try:
+            inner()
+        except RuntimeError as error:
+            raise ValueError(f"the second, of {second.shape}") from error
+
+    with pytest.raises(ValueError) as caught:
+        outer()
+    assert [reference() is None for reference in held] == [False, False]
+    let_go_of_frames(caught.value)
+    assert [reference() is None for reference in held] == [True, True]
+    lines = [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
+    assert lines[-1] == "outer" and isinstance(caught.value.__cause__, RuntimeError)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak counts the program that started this one")

@@ -25,7 +25,7 @@ from ...lib.config import RunConfig
 from ...lib.control import Control
 from ...lib.host import Progress, SampleRequest
 from ...lib.manifest import read_manifest, write_manifest
-from ...lib.memory import OutOfMemoryError
+from ...lib.memory import OutOfMemoryError, let_go_of_frames
 from ...lib.preparation import Prepared, Report, StoppedError, check_settings
 from ...lib.run_folder import RunFolder
 from ...lib.trainer import NotFiniteError
@@ -210,9 +210,11 @@ class Run:
             phase, self._note = "stopped", str(error)
         except EXPECTED as error:
             self._error = str(error)
+            let_go_of_frames(error)
         except BaseException as error:
             # the console shows where; the page says what
             self._error = f"{type(error).__name__}: {error}"
+            let_go_of_frames(error)
             raise
         finally:
             self._host = None
