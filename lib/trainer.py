@@ -31,7 +31,7 @@ from .frozen import attached
 from .host import Host, Progress
 from .loss_scaler import LossScaler
 from .lr_schedule import ResolvedSchedule
-from .memory import OutOfMemoryError, is_out_of_memory, peak_mb
+from .memory import OutOfMemoryError, drop_unfinished_backward, is_out_of_memory, let_go_of_frames, peak_mb
 from .optimizers import Optimizer
 from .previews import make_previews
 from .probe import Probe
@@ -314,6 +314,10 @@ class Trainer:
         """Save what is trained so far after an error; a step that was not finished is as if it had not begun."""
         self.recorder.abandon_step()
         self.optimizer.zero_grad()
+        # the step's activations, before more memory is asked for
+        let_go_of_frames(error)
+        for device in {self.host.device, torch.device("cpu")}:  # a host may keep its text encoders on the CPU
+            drop_unfinished_backward(device)
         out_of_memory = is_out_of_memory(error)
         if not self._updating and self.step:
             self.save()

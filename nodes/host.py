@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from ..lib.control import Control
 from ..lib.frozen import attached
 from ..lib.host import Autoencoder, Conditioning, Progress, SampleRequest, TextEncoder
-from ..lib.memory import drop_unfinished_backward
 from ..lib.recompute import recomputed
 from .blocks import blocks_of
 from .conditions import model_conds
@@ -143,8 +142,6 @@ class ComfyHost:
         self._refuse_replaced_forwards()
         base = self._loaded.model
         with ExitStack() as stack:
-            for device in {self.device, torch.device("cpu")}:
-                stack.callback(drop_unfinished_backward, device)
             stack.enter_context(self._loaded.training(self._train_text, block_checkpointing))
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import gc
 import re
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,45 @@ def test_a_step_that_fails_is_undone_and_what_came_before_it_is_saved(
     resume(host, tmp_path / "run")
     assert unlike(outcome(tmp_path / "run"), uninterrupted) == []
     assert unlike(host.everything(), before) == []
+
+
+@pytest.mark.parametrize("phase", ["forward", "backward"])
+@pytest.mark.parametrize("error", [DEVICE_FULL, ZeroDivisionError("of the model")], ids=["memory", "fault"])
+def test_the_activations_of_a_step_that_fails_are_free_before_anything_is_saved(
+    phase: str, error: BaseException, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Graph:
+        """Lives as long as the graph of a prediction, and the activations in it."""
+
+    host = ToyHost()
+    if phase == "backward":
+        raise_at(host, phase, 7, error)
+    graphs: list[weakref.ref[Graph]] = []
+    free: list[bool] = []
+    forward, save = host.parts["unet"].forward, RunFolder.save
+
+    def noted(*given: torch.Tensor) -> torch.Tensor:
+        prediction = forward(*given)
+        if prediction.grad_fn is not None:
+            prediction.grad_fn.metadata["alive"] = graph = Graph()
+            graphs.append(weakref.ref(graph))
+            if phase == "forward" and host.step == 7:
+                raise error
+        return prediction
+
+    def saved(*given: Any, **more: Any) -> None:
+        free.append(all(graph() is None for graph in graphs))
+        save(*given, **more)
+
+    monkeypatch.setattr(host.parts["unet"], "forward", noted)
+    monkeypatch.setattr(RunFolder, "save", saved)
+    gc.disable()  # they are let go of, not found later
+    try:
+        with pytest.raises((OutOfMemoryError, ZeroDivisionError)):
+            start(host, settings(pictures), tmp_path)
+    finally:
+        gc.enable()
+    assert len(graphs) > 6 and all(free) and checkpoint(tmp_path / "run")["step"] == 7
 
 
 @pytest.mark.parametrize(("phase", "step"), [("progress", 8), ("measure", 5), ("measure", 10)])
