@@ -66,6 +66,15 @@ def _kilobytes(file: str, name: str) -> int:
     return int(Path(file).read_text(encoding="ascii", errors="replace").split(name)[1].split()[0])
 
 
+def give_back(error: BaseException, device: torch.device) -> None:
+    """Give back what work that ended in `error` still holds on the device and on the CPU, to torch and to others."""
+    let_go_of_frames(error)
+    for place in {device, torch.device("cpu")}:  # a host may keep its text encoders on the CPU
+        drop_unfinished_backward(place)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def let_go_of_frames(error: BaseException) -> None:
     """Let go of what the frames of a failure hold, such as activations, and those of the errors that it came from.
 

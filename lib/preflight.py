@@ -19,7 +19,7 @@ import torch
 
 from .config import RunConfig, merge
 from .host import Host, KeepsWeights
-from .memory import available_mb, is_out_of_memory, peak_mb, reset_peak
+from .memory import available_mb, give_back, is_out_of_memory, peak_mb, reset_peak
 from .preparation import check_settings, rehearsal
 
 NUM_STEPS = 2  # the first makes what later ones find; the second is measured
@@ -178,6 +178,7 @@ def _two_steps(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            give_back(error, host.device)
             measured, seconds = False, None
         if host.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -13,7 +13,7 @@ import torch
 from .config import PreviewConfig
 from .files import safe_name, write_image
 from .host import Host, SampleRequest
-from .memory import is_out_of_memory
+from .memory import give_back, is_out_of_memory
 
 
 @contextmanager
@@ -63,8 +63,7 @@ def make_previews(host: Host, config: PreviewConfig, resolution: int, folder: Pa
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if host.device.type == "cuda":
-                    torch.cuda.empty_cache()
+                give_back(error, host.device)
                 continue
             if image is None:
                 break

@@ -31,7 +31,7 @@ from .frozen import attached
 from .host import Host, Progress
 from .loss_scaler import LossScaler
 from .lr_schedule import ResolvedSchedule
-from .memory import OutOfMemoryError, drop_unfinished_backward, is_out_of_memory, let_go_of_frames, peak_mb
+from .memory import OutOfMemoryError, give_back, is_out_of_memory, peak_mb
 from .optimizers import Optimizer
 from .previews import make_previews
 from .probe import Probe
@@ -314,10 +314,7 @@ class Trainer:
         """Save what is trained so far after an error; a step that was not finished is as if it had not begun."""
         self.recorder.abandon_step()
         self.optimizer.zero_grad()
-        # the step's activations, before more memory is asked for
-        let_go_of_frames(error)
-        for device in {self.host.device, torch.device("cpu")}:  # a host may keep its text encoders on the CPU
-            drop_unfinished_backward(device)
+        give_back(error, self.host.device)  # the step's activations, before more memory is asked for
         out_of_memory = is_out_of_memory(error)
         if not self._updating and self.step:
             self.save()
@@ -328,8 +325,6 @@ class Trainer:
             # parameters are half updated: only the checkpoint on disk is whole
             what = f"it struck inside the optimizer; the run goes on from its last checkpoint (step {self._saved_step})"
         if out_of_memory:
-            if self.host.device.type == "cuda":
-                torch.cuda.empty_cache()
             raise OutOfMemoryError(
                 f"out of memory in step {self.step} after a peak of {peak_mb(self.host.device):.0f} MiB; {what}. "
                 "To need less: turn on loop.block_checkpointing, lower loop.batch_size (and raise loop.accumulate), or "
