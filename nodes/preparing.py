@@ -25,6 +25,7 @@ from ..lib.data.pictures import decode
 from ..lib.data.pieces import Piece, Step, Tools
 from ..lib.data.scan import scan
 from ..lib.data.segmentation import Segmenter
+from ..lib.fingerprint import fingerprint
 from . import graph, model_files, paths
 from .dataset_work import Progress, files_config, on_checks, sheets, shown
 from .schema import inputs_of, schema, socket, supported
@@ -306,7 +307,9 @@ def _tools(segmenter: str, upscale_model: Any) -> Tools:
         names.append(f"{path.name} {files.sha256_of(path)}")
     if upscale_model is not None:
         upscale = _upscaler(upscale_model)
-        names.append(f"{type(upscale_model.model).__name__} x{upscale_model.scale}")
+        weights = json.dumps(fingerprint(upscale_model.model.state_dict().items()))
+        digest = hashlib.sha256(weights.encode()).hexdigest()
+        names.append(f"{type(upscale_model.model).__name__} x{upscale_model.scale} {digest}")
     return Tools(background_mask=mask, upscale=upscale, names=tuple(names))
 
 

@@ -277,6 +277,31 @@ def test_pictures_are_tried_then_prepared_into_a_new_folder_that_goes_on(server,
     shutil.rmtree(prepared)
 
 
+def test_small_pictures_are_enlarged_by_the_hosts_upscaler_and_another_one_begins_anew(server, graphs, folder):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    architectures = pytest.importorskip("spandrel.architectures.ESRGAN")
+    (server.folder / "upscale_models").mkdir(exist_ok=True)
+    for number in (1, 2):
+        torch.manual_seed(number)
+        weights = architectures.ESRGAN(num_filters=8, num_blocks=1, scale=4).state_dict()
+        save_file(weights, server.folder / "upscale_models" / f"small-{number}.safetensors")
+    prepared, made = server.output / "atelier" / "prepared", {}
+    for number in (1, 2):
+        graph = graph_of(graphs, folder, "AtelierPrepareDataset", upscale_to=240, write=True)
+        graph["4"] = graphs.node("UpscaleModelLoader", model_name=f"small-{number}.safetensors")
+        graph["3"]["inputs"]["upscale_model"] = ["4", 0]
+        assert "5 pictures made, 0 were there" in text_of(server.run(graph))
+        made = {path: (path / "a.png").read_bytes() for path in prepared.iterdir()}
+        assert len(made) == number
+    assert len(set(made.values())) == 2
+    for path in made:
+        with Image.open(path / "a.png") as image:
+            assert image.size == (320, 240)
+    shutil.rmtree(prepared)
+
+
 def test_the_background_of_an_image_is_removed(server, graphs, folder, models):
     shutil.copy(folder / "a.png", server.folder / "input" / "a.png")
     graph = {
