@@ -28,10 +28,13 @@ from PIL import Image
 from ..lib.checksum import checksum
 from ..lib.files import read_safetensors, sha256_of
 from ..lib.host import SampleRequest
+from ..lib.named_folders import is_below
 from ..lib.strip.render import Column, Paint
 
 _MAX_DEPTH = 6  # of what patches hold; deeper things hardly decide a picture
 _NETWORK = re.compile(r"lora|hada_|lokr_|oft_|dora_scale|\.(diff|diff_b|alpha|w_norm|b_norm|set_weight|a1\.weight)$")
+_EMBEDDING = re.compile(r"embedding:([^\s,()]+)")
+_EMBEDDING_ENDINGS = ("", ".safetensors", ".pt", ".bin")
 _PROJECTION = "text_projection.weight"
 _known: weakref.WeakKeyDictionary[Any, dict[tuple[str, ...], str]] = weakref.WeakKeyDictionary()
 
@@ -70,6 +73,20 @@ class ComfyPainter:
             "positive": _described(_read(model, positive)),
             "negative": _described(_read(model, negative)),
         }
+
+    def named_in(self, request: SampleRequest) -> dict[str, Any]:
+        """The embeddings that the prompts name: their files' hashes, None for one that is not there."""
+        import folder_paths
+
+        if self._positive is not None:
+            return {}
+        found: dict[str, Any] = {}
+        for name in _EMBEDDING.findall(f"{request.prompt}\n{request.negative_prompt}"):
+            folders = [Path(folder) for folder in folder_paths.get_folder_paths("embeddings")]
+            paths = [folder / f"{name}{ending}" for folder in folders for ending in _EMBEDDING_ENDINGS]
+            file = next((path for path in paths if path.is_file() and is_below(path.resolve(), folders)), None)
+            found[f"embedding {name}"] = None if file is None else sha256_of(file)
+        return found
 
     def column(self, label: str, path: Path | None) -> Column:
         """A column for a file, or for the model as it is."""

@@ -62,6 +62,10 @@ class Painter(Protocol):
         """Whatever a picture depends on that is neither in the request nor in the model: sampler, CLIP skip, dtype."""
         ...
 
+    def named_in(self, request: SampleRequest) -> dict[str, Any]:
+        """What the prompts name and do not hold, such as embeddings: name -> hash of its content; mostly nothing."""
+        ...
+
     def ready(self, column: Column) -> AbstractContextManager[Paint]:
         """The model with a column's network, loaded once; gives `paint(request, strength)`.
 
@@ -92,7 +96,8 @@ def render(
 
     A stop between two cells keeps what is finished. Errors: those of the painter that are not the checkpoint's fault.
     """
-    settings, total = painter.settings, len(columns) * len(rows)
+    total = len(columns) * len(rows)
+    settings = [{**painter.settings, **painter.named_in(row.request)} for row in rows]
     cells: list[Cell] = []
     num_made = 0
 
@@ -101,7 +106,7 @@ def render(
         on_cell(cell, len(cells), total)
 
     for index, column in enumerate(columns):
-        keys = [_key(column, row, settings) for row in rows]
+        keys = [_key(column, row, own) for row, own in zip(rows, settings, strict=True)]
         found = [None if column.error else store.find(key) for key in keys]
         if column.error or all(found):
             for place, (key, path) in enumerate(zip(keys, found, strict=True)):
@@ -121,7 +126,7 @@ def render(
                 if path is None:
                     if stop_requested():
                         return Rendered(cells, num_made, True)
-                    path, error_text = _painted(paint, column, row, key, store, settings)
+                    path, error_text = _painted(paint, column, row, key, store, settings[place])
                     num_made += not error_text
                 finish(_cell(index, place, key, path, error_text))
     return Rendered(cells, num_made, False)

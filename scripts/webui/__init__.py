@@ -30,7 +30,7 @@
     upscalers.py      the host's upscalers whose models are here
     faces.py          faces by the host's OpenCV
     fields.py         the fields of a request, and pictures as answers
-    strip.py          checkpoint strips by the host's own sampling
+    strip.py          checkpoint strips; painting.py: their cells by the host's own sampling
     borrowed_names.py LoRA files under names for prompts, for a while
     grid.py           the axis of the X/Y/Z plot
     stock.py          the host's own training: rows of every picture, our schedules

@@ -14,30 +14,24 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
-from safetensors import SafetensorError, safe_open
 
 from ...lib.control import Control
 from ...lib.files import make_folder, safe_name, sha256_of
 from ...lib.host import SampleRequest
 from ...lib.memory import OutOfMemoryError
 from ...lib.named_folders import is_below, roots_in, unquoted
-from ...lib.preparation import base_of
-from ...lib.previews import random_state_kept
 from ...lib.run_folder import RunFolder
 from ...lib.strip.cells import Cell, CellStore
 from ...lib.strip.names import checkpoint_files, selected
 from ...lib.strip.publish import compose
-from ...lib.strip.render import Column, Paint, Row, render, rows_of
-from .borrowed_names import named
+from ...lib.strip.render import Column, Row, render, rows_of
 from .catalogue import controlled, folder_of
 from .folders import is_local, own_folder, run_parents, settings_file
+from .painting import WebuiPainter
 
 BASE = "no network"
 KEPT = 8  # ended strips that are remembered
@@ -252,7 +246,7 @@ def _make(strip: Strip, rows: Sequence[Row]) -> None:
 def _made(strip: Strip, rows: Sequence[Row]) -> str:
     make_folder(strip.folder)
     strip.note = "waits for the model"
-    painter = WebuiPainter(strip)
+    painter = WebuiPainter(strip.request.sampler, strip.control)
     strip.phase, strip.note = "making", ""
     columns = [Column(BASE, None, painter.base)]
     columns += [_column(label, path, painter.base) for label, path in strip.files.items()]
@@ -303,111 +297,3 @@ def _controlled(strip: Strip) -> dict[int, float]:
     measured = {p["step"]: p["change"] for p in controlled(read_probe(strip.folder / "probe.csv"))}
     found = {i: measured.get(natural_step(label)) for i, label in enumerate(strip.labels)}
     return {i: change for i, change in found.items() if change is not None and i}
-
-
-class WebuiPainter:
-    """Cells by the host's txt2img: with `<lora:...>` at a row's strength, or on the checkpoint of the column."""
-
-    def __init__(self, strip: Strip) -> None:
-        from modules import call_queue, shared
-
-        self._strip = strip
-        with call_queue.queue_lock:
-            host = self._host()
-            self.base = _base(host)
-            self.settings: dict[str, Any] = {
-                "host": host.name,
-                "dtype": str(host.compute_dtype),
-                "text": host.text.key,
-                "autoencoder": host.autoencoder.key,
-                "sampler": strip.request.sampler,
-                "emphasis": str(getattr(shared.opts, "emphasis", "")),
-            }
-
-    @contextmanager
-    def ready(self, column: Column) -> Iterator[Paint]:
-        """The host's queue, and the network under a name or the checkpoint loaded. Errors: `ValueError` where another
-        checkpoint was loaded meanwhile, or the file cannot be used; `OSError`."""
-        from modules import call_queue, shared
-
-        # loading networks and checkpoints draws random numbers too
-        with call_queue.queue_lock, random_state_kept():
-            host = self._host()
-            if _base(host) != self.base:
-                raise ValueError("another checkpoint was loaded meanwhile; load the first one and make the strip again")
-            shared.state.begin(job="atelier strip")
-            try:
-                if column.source is None:
-                    yield lambda request, strength: self._painted(host, request)
-                elif _is_checkpoint(column.source):
-                    del host
-                    with _loaded(column.source):
-                        other = self._host()
-                        yield lambda request, strength: self._painted(other, request)
-                else:
-                    with named(column.source) as name:
-
-                        def paint(request: SampleRequest, strength: float) -> Image.Image:
-                            prompt = f"{request.prompt} <lora:{name}:{strength:g}>"
-                            return self._painted(host, dataclasses.replace(request, prompt=prompt))
-
-                        yield paint
-            finally:
-                shared.state.end()
-                shared.state.current_latent = None
-
-    def _host(self) -> Any:
-        from .host import WebuiHost
-
-        sampler = self._strip.request.sampler
-        return WebuiHost(self._strip.control, txt2img={"sampler_name": sampler} if sampler else None)
-
-    def _painted(self, host: Any, request: SampleRequest) -> Image.Image:
-        with random_state_kept():
-            image = host.sampler(request)
-        if image is None:
-            self._strip.control.stop()
-            raise ValueError("interrupted")
-        return image
-
-
-def _base(host: Any) -> str:
-    """Which checkpoint is loaded, whatever network the last picture has left in its weights."""
-    with host.held():
-        return hashlib.sha256(json.dumps(base_of(host), sort_keys=True).encode()).hexdigest()
-
-
-def _is_checkpoint(path: Path) -> bool:
-    """Whether a file has a U-Net in it. Errors: `ValueError` for a file that is none; `OSError`."""
-    try:
-        with safe_open(str(path), "pt") as file:
-            return any(name.startswith("model.diffusion_model.") for name in file.keys())  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path.name} is not a safetensors file, or it is cut off: {error}") from None
-
-
-@contextmanager
-def _loaded(path: Path) -> Iterator[None]:
-    """A checkpoint in place of the loaded one, inside; what the user chose stays chosen. Errors: `ValueError`."""
-    from modules import sd_models, shared
-
-    own, chosen = sd_models.model_data.sd_model.sd_checkpoint_info, shared.opts.data.get("sd_model_checkpoint")
-    listed, aliases = dict(sd_models.checkpoints_list), dict(sd_models.checkpoint_aliases)
-    info = next((i for i in listed.values() if Path(i.filename).resolve() == path.resolve()), None)
-    try:
-        if info is None:
-            info = sd_models.CheckpointInfo(str(path))
-            info.register()
-        # txt2img loads what is chosen before it samples
-        shared.opts.data["sd_model_checkpoint"] = info.title
-        try:
-            sd_models.reload_model_weights(info=info)
-        except (OSError, ValueError, RuntimeError, KeyError, AttributeError, SafetensorError) as error:
-            raise ValueError(f"{path.name} cannot be loaded as a checkpoint: {str(error)[:300]}") from None
-        yield
-    finally:
-        for kept, before in ((sd_models.checkpoints_list, listed), (sd_models.checkpoint_aliases, aliases)):
-            kept.clear()
-            kept.update(before)
-        shared.opts.data["sd_model_checkpoint"] = chosen
-        sd_models.reload_model_weights(info=own)

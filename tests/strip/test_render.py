@@ -18,9 +18,13 @@ class Painter:
 
     def __init__(self) -> None:
         self.settings = {"sampler": "euler"}
+        self.embeddings = {}
         self.loaded: list[str] = []
         self.painted: list[tuple[str, str, float]] = []
         self.fails: dict[object, Exception] = {}
+
+    def named_in(self, request):
+        return {name: content for name, content in self.embeddings.items() if name in request.prompt}
 
     @contextmanager
     def ready(self, column: Column):
@@ -64,6 +68,14 @@ def test_a_setting_of_the_host_makes_other_cells(tmp_path):
     render(columns_of("x-1"), ROWS, painter, store)
     painter.settings = {"sampler": "ddim"}
     assert render(columns_of("x-1"), ROWS, painter, store).num_made == 4
+
+
+def test_another_content_of_what_a_prompt_names_makes_other_cells_of_that_prompt(tmp_path):
+    painter, store = Painter(), CellStore(tmp_path)
+    painter.embeddings = {"cat": "1", "cow": "1"}
+    render(columns_of("x-1"), ROWS, painter, store)
+    painter.embeddings = {"cat": "2", "cow": "2"}
+    assert render(columns_of("x-1"), ROWS, painter, store).num_made == 2
 
 
 def test_without_a_network_all_strengths_are_one_picture(tmp_path):

@@ -158,6 +158,9 @@ class _Painter:
             "autoencoder": host.autoencoder.key,
         }
 
+    def named_in(self, request: SampleRequest) -> dict[str, Any]:
+        return {}  # captions and prompts are literal here
+
     @contextmanager
     def ready(self, column: Column) -> Iterator[Paint]:
         if column.source is None:

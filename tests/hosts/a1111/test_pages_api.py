@@ -159,6 +159,29 @@ def test_a_strip_has_the_untrained_model_first_and_makes_no_cell_twice(webui, fi
     assert len(made) == 3
 
 
+def test_whatever_a_picture_depends_on_makes_other_cells(webui, finished):
+    webui.post("publish", run=finished["key"], step=3, name="in the prompt")
+    wanted = {"source": finished["key"], "prompts": "m0nster toy <lora:in the prompt:1>\na boat", "steps": 1}
+    wanted |= {"width": 64, "height": 64}
+
+    def keys():
+        return [cell["key"] for cell in finished_strip(webui, **wanted)["cells"]]
+
+    first = keys()
+    assert keys() == first and len(set(first)) == 6
+    lora = webui.folder / "models/Lora/in the prompt.safetensors"
+    other = sorted(Path(finished["folder"], "checkpoints").glob("*-000006.safetensors"))[0]
+    before = lora.read_bytes()
+    lora.write_bytes(other.read_bytes())
+    second = keys()
+    assert [a == b for a, b in zip(first, second, strict=True)] == [False, True] * 3, "only the prompt that names it"
+    lora.write_bytes(before)
+    webui.request("/sdapi/v1/options", {"eta_noise_seed_delta": 3})
+    assert not set(keys()) & {*first, *second}
+    webui.request("/sdapi/v1/options", {"eta_noise_seed_delta": 0})
+    assert keys() == first
+
+
 def test_the_plot_has_an_axis_of_checkpoints(webui, finished):
     values = {"prompt": "m0nster toy", "seed": 5, "steps": 1, "width": 64, "height": 64, "sampler_name": "Euler"}
     axes = [

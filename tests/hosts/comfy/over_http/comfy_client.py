@@ -29,6 +29,7 @@ VERSION = COMFYUI / "comfyui_version.py"
 OLD = VERSION.is_file() and int(VERSION.read_text("utf-8").split('"')[-2].split(".")[1]) < 9
 TINY = "sd3-mini" if OLD else "flux-mini"
 START_SECONDS, RUN_SECONDS = 600, 1800  # on a busy machine
+OWN_KINDS = ("taggers", "segmenters", "aesthetic_predictors", "upscale_models", "embeddings")
 KINDS = ("checkpoints", "loras", "vae", "text_encoders")
 
 
@@ -44,7 +45,7 @@ class Server:
                 (folder / "nodes" / name).symlink_to(source, target_is_directory=True)
         lines = ["models:", f"  base_path: {MODELS}"] + [f"  {kind}: {kind}/" for kind in KINDS]
         lines += ["tests:", f"  base_path: {folder}", "  custom_nodes: nodes/"]
-        lines += [f"  {kind}: {kind}/" for kind in ("taggers", "segmenters", "aesthetic_predictors", "upscale_models")]
+        lines += [f"  {kind}: {kind}/" for kind in OWN_KINDS]
         (folder / "models.yaml").write_text("\n".join(lines) + "\n")
 
     @property

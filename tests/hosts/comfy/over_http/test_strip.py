@@ -144,3 +144,19 @@ def test_a_diffusion_model_of_its_own_is_a_column(server, graphs, checkpoint, tm
 def test_what_cannot_be_drawn_is_said_in_a_sentence(server, graphs, networks, widgets, said):
     with pytest.raises(Failed, match=said):
         server.run(strip(graphs, networks, **{"height": 16000, **widgets} if "width" in widgets else widgets))
+
+
+def test_another_content_of_an_embedding_makes_other_cells_of_the_prompts_that_name_it(server, graphs, networks):
+    folder = server.folder / "embeddings"
+    folder.mkdir(exist_ok=True)
+    keys = []
+    for seed in (1, 1, 2):
+        vectors = torch.randn(2, 768, generator=torch.Generator().manual_seed(seed))
+        save_file({"emb_params": vectors}, folder / "mine.safetensors")
+        server.call("/free", {"unload_models": True, "free_memory": True})  # as ComfyUI keeps the node's outputs else
+        prompts = "a toy, embedding:mine, on a table\na boat"
+        server.run(strip(graphs, networks / "toy-200.safetensors", name="embedded", prompts=prompts))
+        _, cells = cells_of(server.output / "atelier" / "strips" / "embedded")
+        keys.append([cells[column, row]["key"] for column in (0, 1) for row in (0, 1)])
+    assert keys[0] == keys[1]
+    assert [a == b for a, b in zip(keys[1], keys[2], strict=True)] == [False, True, False, True]
