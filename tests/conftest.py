@@ -12,6 +12,21 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
 
+# it trains whole demos: begun last, it would go on alone for minutes where several workers share the tests by file
+LONGEST_FILE = "test_planted_failures.py"
+
+
+def pytest_configure(config):
+    """Files are given out in the order below, not those with the most tests first."""
+    if hasattr(config.option, "loadscopereorder"):  # of pytest-xdist
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """The longest file first; every worker must have the same order."""
+    items.sort(key=lambda item: item.path.name != LONGEST_FILE)
+
+
 class FailingDisk:
     """Makes calls to the disk fail: the call number `at` and, where `lasting`, every later call of the same kind."""
 

@@ -36,7 +36,11 @@ class WebuiPainter:
         self._sampler, self._control = sampler, control
         with call_queue.queue_lock:
             host = self._host()
-            self.base = _base(host)
+            self._base = _base(host)
+            # every bit of the U-Net: a fine-tuning may leave all values that the base is known by
+            with host.held():
+                exactly = checksum(sorted(host.parts["unet"].state_dict().items()))
+            self.fingerprint = f"{self._base} {exactly} "
             self.settings: dict[str, Any] = {
                 "host": host.name,
                 "dtype": str(host.compute_dtype),
@@ -60,7 +64,7 @@ class WebuiPainter:
         # loading networks and checkpoints draws random numbers too
         with call_queue.queue_lock, random_state_kept():
             host = self._host()
-            if _base(host) != self.base:
+            if _base(host) != self._base:
                 raise ValueError("another checkpoint was loaded meanwhile; load the first one and make the strip again")
             if _options() != self.settings["options"]:
                 raise ValueError("a setting that changes pictures was changed meanwhile; make the strip again")

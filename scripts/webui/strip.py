@@ -248,8 +248,8 @@ def _made(strip: Strip, rows: Sequence[Row]) -> str:
     strip.note = "waits for the model"
     painter = WebuiPainter(strip.request.sampler, strip.control)
     strip.phase, strip.note = "making", ""
-    columns = [Column(BASE, None, painter.base)]
-    columns += [_column(label, path, painter.base) for label, path in strip.files.items()]
+    columns = [Column(BASE, None, painter.fingerprint)]
+    columns += [_column(label, path, painter.fingerprint) for label, path in strip.files.items()]
 
     def tell(cell: Cell, done: int, total: int) -> None:
         strip.cells.append(cell)
