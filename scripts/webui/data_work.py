@@ -138,7 +138,7 @@ def _tools(job: Job, steps: Sequence[Step], segmenter: str, upscaler: str) -> To
         tools = replace(tools, background_mask=mask)
     if any(isinstance(step, Upscale) for step in steps):
         name = upscaler or next(iter(upscalers.names()), "")
-        used.append(f"upscaler {name}")
+        used.append(f"upscaler {upscalers.identity(name)}")
 
         def upscale(picture: Image.Image) -> Image.Image:
             with the_queue(job):

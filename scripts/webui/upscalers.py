@@ -7,6 +7,8 @@ from typing import Any
 
 from PIL import Image
 
+from ...lib.files import sha256_of
+
 
 def names() -> list[str]:
     """Those that can be used without downloading anything."""
@@ -18,10 +20,21 @@ def enlarged(image: Image.Image, name: str) -> Image.Image:
 
     Errors: `ValueError` where there is none of that name.
     """
+    upscaler = _named(name)
+    return upscaler.scaler.upscale(image, max(2, upscaler.scale), upscaler.data_path).convert("RGB")
+
+
+def identity(name: str) -> str:
+    """The name, and the SHA-256 of the model's file where there is one. Errors: as `enlarged`; `OSError`."""
+    path = _named(name).data_path
+    return name if path is None else f"{name} {sha256_of(Path(path))}"
+
+
+def _named(name: str) -> Any:
     upscaler = next((u for u in _there() if u.name == name), None)
     if upscaler is None:
         raise ValueError(f'there is no upscaler "{name}" here; there are {", ".join(names())}')
-    return upscaler.scaler.upscale(image, max(2, upscaler.scale), upscaler.data_path).convert("RGB")
+    return upscaler
 
 
 def _there() -> list[Any]:

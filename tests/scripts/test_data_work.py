@@ -122,6 +122,8 @@ def test_small_pictures_are_enlarged_by_an_upscaler_whose_model_is_here(host, ph
     wanted = {"folder": str(photos), "out": "new", "steps": [{"step": "upscale", "least_px": 48}]}
     done = ended(data_work.prepare({**wanted, "upscaler": "Near"}))
     assert done["error"] == "" and Image.open(tmp_path / "webui/atelier/data/new/red.png").size == (80, 48)
+    (tmp_path / "model.pth").write_bytes(b"of another training")
+    assert ended(data_work.prepare({**wanted, "upscaler": "Near"}))["phase"] == "failed", "the name alone is not enough"
     assert "there is no upscaler" in ended(data_work.prepare({**wanted, "out": "other", "upscaler": "Far"}))["error"]
     assert not host.lock.locked()
 
