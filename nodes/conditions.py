@@ -14,6 +14,10 @@ from ..lib.host import Conditioning
 _SIZES = ("width", "height", "crop_w", "crop_h", "target_width", "target_height")
 _OWN_NAMES = ("text", "sizes", "guidance")  # the core's; every other is passed on as it is called
 
+WANTS_A_PICTURE = (
+    "this model is given a picture beside the noise (inpainting, editing, image to video); it cannot be trained"
+)
+
 
 def comfy_conditionings(conditioning: Conditioning, with_sizes: bool) -> list[list[Any]]:
     """One of ComfyUI's pairs [cross attention, dict] a sample."""
@@ -51,9 +55,7 @@ def model_conds(model: Any, conditioning: Conditioning, x_t: Tensor) -> list[dic
         found = conds["positive"][0]["model_conds"]
         each.append({name: cond.process_cond(batch_size=1, area=None) for name, cond in found.items()})
     if "c_concat" in each[0]:
-        raise ValueError(
-            "this model is given a picture beside the noise (inpainting, editing, image to video); it cannot be trained"
-        )
+        raise ValueError(WANTS_A_PICTURE)
     first, *others = each
     together = all(o.keys() == first.keys() and all(c.can_concat(o[name]) for name, c in first.items()) for o in others)
     if not together:

@@ -16,7 +16,7 @@ from ..lib.frozen import attached
 from ..lib.host import Autoencoder, Conditioning, Progress, SampleRequest, TextEncoder
 from ..lib.recompute import recomputed
 from .blocks import blocks_of
-from .conditions import model_conds
+from .conditions import WANTS_A_PICTURE, model_conds
 from .families import family_of, text_parts
 from .latents import ComfyAutoencoder
 from .loaded import LoadedModel, compute_dtype_of
@@ -67,6 +67,8 @@ class ComfyHost:
         base = model.model
         if not hasattr(base, "diffusion_model") or not hasattr(base, "model_sampling"):
             raise ValueError(f"{type(base).__name__} is no diffusion model; connect the MODEL of a checkpoint")
+        if getattr(base, "concat_keys", ()):  # others show it in their first conditioning only
+            raise ValueError(WANTS_A_PICTURE)
         if clip is not None and clip_skip is not None:
             clip = clip.clone()
             clip.clip_layer(-clip_skip)

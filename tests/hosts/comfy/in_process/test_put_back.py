@@ -113,6 +113,13 @@ def models():
         return tiny_models.model("sd1"), tiny_models.clip(), tiny_models.vae()
 
 
+def test_a_model_that_wants_a_picture_is_refused_before_anything_is_encoded(models, monkeypatch):
+    model, clip, vae = models
+    monkeypatch.setattr(model.model, "concat_keys", ("mask", "masked_image"))  # as ComfyUI marks inpainting models
+    with pytest.raises(ValueError, match="a picture beside the noise"):
+        ComfyHost(model, clip, vae)
+
+
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("text_encoder, checkpointing", [(False, False), (False, True), (True, False)])
 def test_the_model_is_as_it_was(end, text_encoder, checkpointing, models, tmp_path):
