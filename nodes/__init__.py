@@ -7,6 +7,7 @@
     graph.py      the graph that is being queued  options.py    captions, schedule, optimizer, objective, network
     live.py       runs that go on: events, control  settings.py   the train node's widgets and what they come to
     routes.py     HTTP: curve.py, gallery.py      session.py    one execution of the train node, train.py the node
+    progress_text.py  the text below a node
     keeping.py    what is kept of runs            results.py    Run, Loss Report; lora.py: Save LoRA, Load LoRA
     checkpoints.py, strip.py, painting.py         checkpoint strips
     captioning.py, scoring.py, preparing.py, dataset_views.py   data sets before training, with dataset_work.py and

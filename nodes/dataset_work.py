@@ -14,6 +14,7 @@ from server import PromptServer
 
 from ..lib.config import DataConfig, from_dict, to_dict
 from ..lib.data.gallery import EditPlan, Gallery, opened
+from . import progress_text
 from .sockets import Dataset
 from .train import as_tensor
 
@@ -94,7 +95,7 @@ def shown(node: type, text: str, pictures: torch.Tensor | None = None) -> dict[s
     lines = text.splitlines()
     more = [f"and {len(lines) - SHOWN_LINES} more lines"] if len(lines) > SHOWN_LINES else []
     node_id = str(node.hidden.unique_id)  # type: ignore[attr-defined]
-    PromptServer.instance.send_progress_text("\n".join([*lines[:SHOWN_LINES], *more]), node_id)
+    progress_text.send(PromptServer.instance, "\n".join([*lines[:SHOWN_LINES], *more]), node_id)
     about: dict[str, Any] = {} if pictures is None else ui.PreviewImage(pictures, cls=node).as_dict()
     return {**about, "text": (text,)}
 

@@ -19,7 +19,7 @@ from ..lib.files import read_safetensors
 from ..lib.memory import OutOfMemoryError, let_go_of_frames
 from ..lib.preparation import StoppedError
 from ..lib.trainer import NotFiniteError
-from . import keeping, settings
+from . import keeping, progress_text, settings
 from .families import family_of
 from .host import ComfyHost
 from .live import RUNS, LiveRun
@@ -95,7 +95,7 @@ class Train(io.ComfyNode):
         server = PromptServer.instance
         live = RUNS.begin(node, server.send_sync)
         bar = comfy.utils.ProgressBar(1)
-        shower = Shower(live, lambda text: server.send_progress_text(text, node), bar.update_absolute)
+        shower = Shower(live, lambda text: progress_text.send(server, text, node), bar.update_absolute)
         try:
             prediction, _ = prediction_of(model.get_model_object("model_sampling"))
             task = Task(
