@@ -57,38 +57,27 @@ def predictors() -> dict[str, Path]:
 
 def tagger_folder(name: str) -> Path:
     """The folder of a tagger. Errors: `ValueError` saying what to put where."""
-    found = taggers()
-    if name in found:
-        return found[name]
-    there = f"; there are: {', '.join(found)}" if found else ""
-    raise ValueError(
-        f'there is no tagger "{name}": make a folder for it in {folders(TAGGERS)[-1]} and put {MODEL} and {TABLE} of a '
-        f"WD14-type tagger into it; nothing is downloaded{there}"
-    )
+    place = f"make a folder for it in {folders(TAGGERS)[-1]} and put {MODEL} and {TABLE} of a WD14-type tagger into it"
+    return _named(name, taggers(), "tagger", place)
 
 
 def segmenter_file(name: str) -> Path:
     """The file of a segmentation model. Errors: `ValueError` saying what to put where."""
-    found = segmenters()
-    if name in found:
-        return found[name]
-    there = f"; there are: {', '.join(found)}" if found else ""
-    raise ValueError(
-        f'there is no segmentation model "{name}": put the .onnx file of a U2-Net or IS-Net (u2net.onnx, '
-        f"isnet-general-use.onnx) into {folders(SEGMENTERS)[-1]}; nothing is downloaded{there}"
-    )
+    files = "the .onnx file of a U2-Net or IS-Net (u2net.onnx, isnet-general-use.onnx)"
+    return _named(name, segmenters(), "segmentation model", f"put {files} into {folders(SEGMENTERS)[-1]}")
 
 
 def predictor_place(name: str) -> Path:
     """The file or folder of an aesthetic predictor. Errors: `ValueError` saying what to put where."""
-    found = predictors()
+    files = f"an .onnx file that gives a score for a picture, or a folder with {ENCODER} and {PREDICTOR},"
+    return _named(name, predictors(), "aesthetic predictor", f"put {files} into {folders(PREDICTORS)[-1]}")
+
+
+def _named(name: str, found: dict[str, Path], kind: str, what_to_do: str) -> Path:
     if name in found:
         return found[name]
     there = f"; there are: {', '.join(found)}" if found else ""
-    raise ValueError(
-        f'there is no aesthetic predictor "{name}": put an .onnx file that gives a score for a picture, or a folder '
-        f"with {ENCODER} and {PREDICTOR}, into {folders(PREDICTORS)[-1]}; nothing is downloaded{there}"
-    )
+    raise ValueError(f'there is no {kind} "{name}": {what_to_do}; nothing is downloaded{there}')
 
 
 def choices(found: dict[str, Path]) -> list[str]:
