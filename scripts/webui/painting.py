@@ -24,7 +24,7 @@ from ...lib.previews import random_state_kept
 from ...lib.strip.render import Column, Paint
 from .borrowed_names import named
 
-_NETWORK = re.compile(r"<(lora|hypernet):([^:>]+)")
+_NETWORK = re.compile(r"<(lora|lyco|hypernet):([^:>]+)")
 
 
 class WebuiPainter:
@@ -133,7 +133,8 @@ def _networks_in(text: str) -> dict[str, str | None]:
     from modules import shared
 
     known = getattr(sys.modules.get("networks"), "available_network_aliases", {})
-    files = {"lora": {name: entry.filename for name, entry in known.items()}, "hypernet": shared.hypernetworks}
+    loras = {name: entry.filename for name, entry in known.items()}
+    files = {"lora": loras, "lyco": loras, "hypernet": shared.hypernetworks}
     found: dict[str, str | None] = {}
     for kind, name in _NETWORK.findall(text):
         file = files[kind].get(name)
