@@ -1,4 +1,4 @@
-"""Memory: how much is used, and whether an error means that it ran out."""
+"""Memory: how much is used, whether an error means that it ran out, and giving back what a failure holds."""
 
 from __future__ import annotations
 

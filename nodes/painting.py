@@ -151,6 +151,10 @@ class ComfyPainter:
         )
         pictures = self._vae.decode(samples)
         pictures = pictures.reshape(-1, *pictures.shape[-3:])  # autoencoders of films give one frame of one
+        if not torch.isfinite(pictures).all():
+            raise ValueError(
+                "the picture is not finite (NaN): the network fell apart, or the model or VAE needs another precision"
+            )
         # as SaveImage does it, so that a cell is the file that it would have written
         return Image.fromarray(np.clip(255.0 * pictures[0].cpu().numpy(), 0, 255).astype(np.uint8))
 

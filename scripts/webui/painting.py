@@ -34,6 +34,7 @@ class WebuiPainter:
         from modules import call_queue
 
         self._sampler, self._control = sampler, control
+        self._problems: list[str] = []
         with call_queue.queue_lock:
             host = self._host()
             self._base = _base(host)
@@ -92,11 +93,15 @@ class WebuiPainter:
     def _host(self) -> Any:
         from .host import WebuiHost
 
-        return WebuiHost(self._control, txt2img={"sampler_name": self._sampler} if self._sampler else None)
+        fields = {"sampler_name": self._sampler} if self._sampler else None
+        return WebuiHost(self._control, txt2img=fields, on_problem=self._problems.append)
 
     def _painted(self, host: Any, request: SampleRequest) -> Image.Image:
+        self._problems.clear()
         with random_state_kept():
             image = host.sampler(request)
+        if self._problems:  # such as nothing but NaN, of a network that fell apart: the others may be drawn
+            raise ValueError(self._problems[-1])
         if image is None:
             self._control.stop()
             raise ValueError("interrupted")

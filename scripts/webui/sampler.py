@@ -56,7 +56,7 @@ class WebuiSampler:
                 images = processing.process_images(p).images
             except (OSError, devices.NansException) as error:
                 # a file that the host looks for or a picture of NaN must not end a run of hours
-                self._on_problem(f'the preview of "{request.prompt[:60]}" failed: {error}')
+                self._on_problem(f'the picture of "{request.prompt[:60]}" failed: {error}')
                 return None
             finally:
                 p.close()

@@ -281,10 +281,15 @@ def law_bad_input_costs_its_own_cells_of_a_strip():
     save_file(load_file(good), folder / "toy-100.safetensors")
     (folder / "toy-200.safetensors").write_bytes(good.read_bytes()[:100])
     save_file({"lora_unet_none_of_ours.lora_up.weight": torch.ones(4, 4)}, folder / "toy-300.safetensors")
+    fallen = {name: tensor * float("nan") for name, tensor in load_file(good).items()}
+    save_file(fallen, folder / "toy-400.safetensors")
+    save_file(load_file(good), folder / "toy-500.safetensors")
     found, errors = drawn("mixed")
-    assert list(found) == ["no network", "toy-100", "toy-200", "toy-300"]
-    assert [len(pictures) for pictures in found.values()] == [2, 2, 0, 0]
-    assert "cut off" in errors["toy-200"] and "another family" in errors["toy-300"], errors
+    assert list(found) == ["no network", "toy-100", "toy-200", "toy-300", "toy-400", "toy-500"]
+    assert [len(pictures) for pictures in found.values()] == [2, 2, 0, 0, 0, 2]
+    assert (found["toy-100"][0] == found["toy-500"][0]).all(), "what is NaN leaves nothing behind"
+    for label, said in {"toy-200": "cut off", "toy-300": "another family", "toy-400": "NaN"}.items():
+        assert said in errors[label], errors
 
 
 def law_a_whole_checkpoint_is_a_column_and_the_loaded_one_comes_back():

@@ -10,7 +10,7 @@ from comfy_client import MODELS, Failed
 from PIL import Image
 from random_network import network
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 PROMPTS = ["a photo of a toy", "a (red:1.2) robot"]
 SIZE = 64
@@ -117,9 +117,16 @@ def test_a_bad_checkpoint_costs_its_own_cells_which_say_why(server, graphs, netw
     (tmp_path / "toy-300.safetensors").write_bytes(b"\x20\0\0\0\0\0\0\0broken")
     other = {f"lora_unet_double_blocks_0_img_attn_qkv.lora_{half}.weight": torch.ones(4, 4) for half in ("up", "down")}
     save_file(other, tmp_path / "toy-400.safetensors")
+    fallen = {name: tensor * float("nan") for name, tensor in load_file(networks / "toy-200.safetensors").items()}
+    save_file(fallen, tmp_path / "toy-500.safetensors")
+    shutil.copy(networks / "toy-200.safetensors", tmp_path / "toy-600.safetensors")
     server.run(strip(graphs, tmp_path, name="faults"))
-    _, cells = cells_of(server.output / "atelier" / "strips" / "faults")
-    assert [bool(cells[column, 0].get("error")) for column in range(4)] == [False, False, True, True]
+    folder = server.output / "atelier" / "strips" / "faults"
+    _, cells = cells_of(folder)
+    failed = [bool(cells[column, 0].get("error")) for column in range(6)]
+    assert failed == [False, False, True, True, True, False]
+    assert "is not finite" in cells[4, 0]["error"]
+    assert np.array_equal(pixels(folder / cells[1, 0]["file"]), pixels(folder / cells[5, 0]["file"]))
     assert "is not a safetensors file" in cells[2, 1]["error"] and "matches no layer" in cells[3, 0]["error"]
 
 
