@@ -99,7 +99,9 @@ async function fill(page, values) {
 
         await third.click("#atelier_tab_runs");
         await third.click(".atelier-run");
-        await third.waitForSelector(".atelier-trained", {timeout: 60000});
+        // pictures are loaded when they come near the view
+        await third.waitForSelector(".atelier-trained", {state: "attached", timeout: 60000});
+        await third.$eval(".atelier-trained", image => image.closest("tr").scrollIntoView());
         await third.waitForFunction(() => [...document.querySelectorAll(".atelier-trained")].some(i => i.naturalWidth), null, {timeout: 60000});
         await third.click("#atelier_report");
         await third.waitForSelector(".atelier-report iframe", {timeout: 180000});
