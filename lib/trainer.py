@@ -314,17 +314,19 @@ class Trainer:
         """Save what is trained so far after an error; a step that was not finished is as if it had not begun."""
         self.recorder.abandon_step()
         self.optimizer.zero_grad()
-        give_back(error, self.host.device)  # the step's activations, before more memory is asked for
-        out_of_memory = is_out_of_memory(error)
-        if not self._updating and self.step:
-            self.save()
+        try:
+            give_back(error, self.host.device)  # the step's activations, before more memory is asked for
+        finally:
+            # also where the device no longer answers
+            if not self._updating and self.step:
+                self.save()
         what = f"saved at step {self._saved_step}"
         if self._saved_step is None:
             what = "no checkpoint was saved yet"
         elif self._updating:
             # parameters are half updated: only the checkpoint on disk is whole
             what = f"it struck inside the optimizer; the run goes on from its last checkpoint (step {self._saved_step})"
-        if out_of_memory:
+        if is_out_of_memory(error):
             raise OutOfMemoryError(
                 f"out of memory in step {self.step} after a peak of {peak_mb(self.host.device):.0f} MiB; {what}. "
                 "To need less: turn on loop.block_checkpointing, lower loop.batch_size (and raise loop.accumulate), or "

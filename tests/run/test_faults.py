@@ -119,6 +119,20 @@ def test_the_activations_of_a_step_that_fails_are_free_before_anything_is_saved(
     assert len(graphs) > 6 and all(free) and checkpoint(tmp_path / "run")["step"] == 7
 
 
+def test_what_is_trained_is_saved_where_the_device_no_longer_answers(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(error: BaseException, device: torch.device) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    host = ToyHost()
+    raise_at(host, "forward", 7, ZeroDivisionError("of the model"))
+    monkeypatch.setattr(trainer, "give_back", broken)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        start(host, settings(pictures), tmp_path)
+    assert checkpoint(tmp_path / "run")["step"] == 7
+
+
 @pytest.mark.parametrize(("phase", "step"), [("progress", 8), ("measure", 5), ("measure", 10)])
 def test_a_fault_between_two_steps_costs_nothing(
     phase: str, step: int, uninterrupted: dict[str, Any], pictures: Path, tmp_path: Path
