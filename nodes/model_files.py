@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..lib.data.aesthetic import ENCODER, PREDICTOR
+from ..lib.data.aesthetic import ENCODER, PREDICTOR, is_predictor
 from ..lib.data.headers import printable
 from ..lib.data.tagger import MODEL, TABLE
 
@@ -50,7 +50,7 @@ def predictors() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in folders(PREDICTORS):
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if path.suffix == ".onnx" or all((path / name).is_file() for name in (ENCODER, PREDICTOR)):
+            if is_predictor(path):
                 found.setdefault(printable(path.name), path)
     return found
 

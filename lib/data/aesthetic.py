@@ -42,6 +42,11 @@ class Scoring:
     stopped: bool  # before all were done
 
 
+def is_predictor(place: Path) -> bool:
+    """Whether there is a predictor at `place`: an .onnx file, or a folder with both files."""
+    return place.suffix == ".onnx" or all((place / name).is_file() for name in (ENCODER, PREDICTOR))
+
+
 class AestheticScorer:
     """A predictor that the user has placed."""
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from ...lib.data.aesthetic import ENCODER, PREDICTOR
+from ...lib.data.aesthetic import ENCODER, PREDICTOR, is_predictor
 from ...lib.data.onnx_model import OnnxModel
 from ...lib.data.tagger import MODEL, TABLE, Tagger, TaggingConfig
 from .folders import own_folder
@@ -70,9 +70,7 @@ def predictors() -> dict[str, Any]:
     """Names of aesthetic predictors, and where they are put."""
     folder = own_folder() / "aesthetic_predictors"
     places = folder.iterdir() if folder.is_dir() else ()
-    whole = (ENCODER, PREDICTOR)
-    names = sorted(p.name for p in places if p.suffix == ".onnx" or all((p / name).is_file() for name in whole))
-    return {"names": names, "folder": str(folder)}
+    return {"names": sorted(path.name for path in places if is_predictor(path)), "folder": str(folder)}
 
 
 def named_predictor(name: str) -> Path:
